@@ -1,0 +1,23 @@
+"""Training tricks for JAX as composable Optax transformations."""
+
+from .selection import PathLabels as PathLabels
+from .selection import dropout_mask as dropout_mask
+from .selection import label_by_path as label_by_path
+from .selection import merge as merge
+from .selection import select as select
+from .selection import split as split
+from .transforms import DropoutState as DropoutState
+from .transforms import gradient_dropout as gradient_dropout
+from .transforms import update_dropout as update_dropout
+
+__all__ = [
+    "DropoutState",
+    "PathLabels",
+    "dropout_mask",
+    "gradient_dropout",
+    "label_by_path",
+    "merge",
+    "select",
+    "split",
+    "update_dropout",
+]

@@ -1,0 +1,1 @@
+"""Private ground floor: Optax's types, argument checks, leaf paths. No technique."""

@@ -1,0 +1,87 @@
+"""Every argument check. Concrete values are examined; traced ones pass unexamined."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .paths import leaves_with_paths
+
+
+def fraction(**named: Any) -> None:
+    """Rejects a number outside (0, 1]; a schedule (callable) or tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=True)
+        if number is not None and not 0.0 < number <= 1.0:
+            raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
+
+
+def positive(**named: Any) -> None:
+    """Rejects a number that is not above zero (NaN and infinity included)."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=False)
+        if number is not None and not 0.0 < number < np.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def positive_int(**named: Any) -> None:
+    """Rejects all but whole numbers above zero."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be an int, got {value!r}.")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}.")
+
+
+def chosen(options: Collection[Any], **named: Any) -> None:
+    """Rejects a value that is not one of `options`."""
+    for name, value in named.items():
+        if value not in tuple(options):
+            raise ValueError(f"{name} must be one of {list(options)}, got {value!r}.")
+
+
+def flag(**named: Any) -> None:
+    """Rejects all but `True` and `False`."""
+    for name, value in named.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def inexact_leaves(tree: Any, *, by: str, allow_complex: bool = True) -> None:
+    """Rejects integer and Boolean leaves (and complex ones where undefined)."""
+    for path, leaf in leaves_with_paths(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{by} needs floating-point leaves, but the leaf at {path!r} has "
+                f"dtype {dtype}; leave it out with optax.masked or optax.partition."
+            )
+        if not allow_complex and jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{by} is not defined for complex numbers, but the leaf at {path!r} "
+                f"has dtype {dtype}."
+            )
+
+
+def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:
+    """Rejects updates with another number of leaves than `init` saw."""
+    if len(leaves) != len(known):
+        raise ValueError(
+            f"{by} was initialised for {len(known)} leaves but got updates with "
+            f"{len(leaves)}."
+        )
+
+
+def _concrete(name: str, value: Any, *, schedule: bool) -> float | None:
+    """The value as a float; None if it is traced or, where allowed, a schedule."""
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+        return None
+    wanted = "a number or a schedule" if schedule else "a number"
+    if isinstance(value, bool | str | bytes) or np.ndim(value) != 0:
+        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {wanted}, got {value!r}.") from None

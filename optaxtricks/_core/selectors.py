@@ -1,0 +1,101 @@
+"""Selectors: one way to say "which leaves", resolved by path."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from .paths import holes, leaves_with_paths, listing
+
+Selector: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | Any
+"""A regular expression searched in the leaf's path, a predicate of (path, leaf), or
+a tree of bools (or a prefix of one) laid out like the parameters."""
+
+
+def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bool]:
+    """Which leaves of `tree` are selected, in leaf order.
+
+    Raises:
+      TypeError: the selector is none of the four kinds, or a predicate returned
+        something else than a bool.
+      ValueError: an invalid pattern, a tree of bools that does not cover `tree`, or
+        no leaf at all is selected. Leaves masked out by Optax count as leaves here,
+        and a tree without leaves (Optax's placeholder) selects nothing.
+    """
+    leaves, gaps = leaves_with_paths(tree), holes(tree)
+    chosen = _predicate(selector, name)
+    found = [chosen(path, leaf) for path, leaf in leaves]
+    # A predicate may look at the leaf, which a hole no longer has.
+    path_only = not callable(selector)
+    if leaves and not any(found):
+        if not (path_only and any(_covers(chosen, path) for path in gaps)):
+            raise ValueError(
+                f"{name} {describe(selector)} matches no leaf. Paths: "
+                f"{listing([path for path, _ in leaves] + gaps)}."
+            )
+    return found
+
+
+def describe(selector: Selector) -> str:
+    """The selector as an error message should show it."""
+    if isinstance(selector, re.Pattern):
+        return repr(selector.pattern)
+    return repr(selector) if isinstance(selector, str) else "(given as an object)"
+
+
+def compiled(pattern: str | re.Pattern[str], *, name: str) -> re.Pattern[str]:
+    """A compiled pattern, or a ValueError that names the argument."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{name} {pattern!r} is not a regular expression: {error}."
+        ) from None
+
+
+def _predicate(selector: Selector, name: str) -> Callable[[str, Any], bool]:
+    if isinstance(selector, str | re.Pattern):
+        pattern = compiled(selector, name=name)
+        return lambda path, leaf: pattern.search(path) is not None
+    if callable(selector):
+        return lambda path, leaf: _as_bool(selector(path, leaf), path, name)
+    return _by_prefix(selector, name)
+
+
+def _covers(chosen: Callable[[str, Any], bool], path: str) -> bool:
+    try:
+        return chosen(path, None)
+    except ValueError:  # a tree of bools says nothing about the hole
+        return False
+
+
+def _as_bool(value: Any, path: str, name: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must give a bool for {path!r}, got {value!r}.")
+    return bool(value)
+
+
+def _by_prefix(tree: Any, name: str) -> Callable[[str, Any], bool]:
+    """A predicate from a tree of bools: the nearest entry above a leaf decides."""
+    entries = leaves_with_paths(tree)
+    if not entries or any(not isinstance(v, bool | np.bool_) for _, v in entries):
+        raise TypeError(
+            f"{name} must be a pattern, a predicate of (path, leaf) or a tree of "
+            f"bools, got {jax.tree.map(type, tree)!r}."
+        )
+    table = {path: bool(value) for path, value in entries}
+
+    def chosen(path: str, leaf: Any) -> bool:
+        prefix = path
+        while prefix not in table:
+            if not prefix:
+                raise ValueError(
+                    f"{name} says nothing about the leaf at {path!r}; its entries: "
+                    f"{listing(table)}."
+                )
+            prefix = prefix.rpartition("/")[0]
+        return table[prefix]
+
+    return chosen

@@ -1,0 +1,91 @@
+"""Random entries: which of them are kept at a step, as a pure function."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._core import checks
+from .._core.counter_hash import (
+    GRANULARITIES,
+    WORD,
+    Granularity,
+    entry_words,
+    leaf_words,
+    step_words,
+)
+from .._core.paths import leaves_with_paths
+
+
+def dropout_mask(
+    tree: Any,
+    keep_rate: optax.ScalarOrSchedule,
+    *,
+    key: Any,
+    step: Any,
+    granularity: Granularity = "element",
+) -> Any:
+    r"""The entries that :func:`gradient_dropout` and :func:`update_dropout` keep.
+
+    .. math::
+        M_i = [\, h(\mathrm{key}, \mathrm{step}, \mathrm{path}, i) < p \cdot 2^{32} \,]
+
+    with :math:`h` an integer hash whose values are spread evenly over 32 bits, so
+    each entry is kept with probability :math:`p`, read in float32.
+
+    Guarantees:
+      - A leaf's mask depends on the key, the step, the leaf's path and its shape
+        alone: not on its dtype, its sharding, the device count or other leaves.
+      - Entries, rows, leaves, steps and keys are independent as far as statistical
+        tests can tell; the hash is not fit for cryptography or privacy noise.
+
+    Args:
+      tree: a pytree whose leaves have shapes (arrays or ``jax.ShapeDtypeStruct``).
+      keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule read at ``step``.
+      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key.
+      step: int count of earlier updates; 0 is the first. It may be traced.
+      granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
+        is one row); or ``"leaf"``, one draw per leaf.
+
+    Returns:
+      A tree of bool arrays shaped like the leaves of ``tree``.
+
+    Raises:
+      ValueError: ``keep_rate``, ``granularity`` or ``key`` is out of range.
+      TypeError: an argument of the wrong kind.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optaxtricks as ot
+      >>> grads = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+      >>> mask = ot.dropout_mask(grads, 0.5, key=0, step=0)
+      >>> tx = ot.gradient_dropout(0.5, key=0)
+      >>> kept, _ = tx.update(grads, tx.init(grads))
+      >>> bool(((kept["w"] != 0) == mask["w"]).all())
+      True
+    """
+    checks.fraction(keep_rate=keep_rate)
+    checks.chosen(GRANULARITIES, granularity=granularity)
+    last = last_kept_word(keep_rate(step) if callable(keep_rate) else keep_rate)
+    leaves = leaves_with_paths(tree)
+    words = leaf_words(key, [path for path, _ in leaves])
+    now = step_words(step)
+
+    def mask(leaf: Any, word: jax.Array) -> jax.Array:
+        leaf = leaf if hasattr(leaf, "shape") else jnp.asarray(leaf)
+        kept = entry_words(leaf, word ^ now, granularity) <= last
+        return jnp.broadcast_to(kept, leaf.shape)
+
+    masks = [mask(leaf, word) for (_, leaf), word in zip(leaves, words, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), masks)
+
+
+def last_kept_word(keep_rate: Any) -> jax.Array:
+    """The largest 32-bit word that is kept at this rate; all of them at rate 1."""
+    rate = jnp.asarray(keep_rate, jnp.float32)
+    # The largest float32 below 1 times 2**32 still fits a uint32; 1 itself does not.
+    below_one = jnp.minimum(rate, np.float32(1 - 2**-24)) * np.float32(WORD)
+    word = jnp.maximum(below_one, np.float32(1)).astype(jnp.uint32) - np.uint32(1)
+    return jnp.where(rate >= 1, np.uint32(WORD - 1), word)

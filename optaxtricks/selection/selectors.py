@@ -1,0 +1,106 @@
+"""Choosing whole leaves by path, and taking a tree apart by that choice."""
+
+from typing import Any
+
+import jax
+
+from .._core.paths import listing, path_of
+from .._core.selectors import Selector, matches
+
+
+def select(tree: Any, selector: Selector) -> Any:
+    """Marks the leaves that a selector chooses.
+
+    A leaf's path is its keys joined by ``/`` (dict keys, attribute names, indices);
+    a trailing ``.value`` is dropped, so Linen dicts, ``nnx.State`` and plain trees
+    give the same path. A selector is one of
+
+    - a string or compiled pattern: a regular expression searched in the path;
+    - a predicate ``(path, leaf) -> bool``;
+    - a tree of bools laid out like ``tree``, or a prefix of one.
+
+    Args:
+      tree: any pytree.
+      selector: which leaves.
+
+    Returns:
+      A tree of Python bools with the structure of ``tree``; it fits
+      ``optax.masked`` and every ``mask`` argument of Optax.
+
+    Raises:
+      ValueError: the selector matches no leaf (the message lists the paths), the
+        pattern is invalid, or a tree of bools leaves a leaf uncovered.
+      TypeError: the selector is none of the above.
+
+    Examples:
+      >>> import optaxtricks as ot
+      >>> params = {"emb": 0.0, "layer": [{"w": 1.0, "b": 2.0}]}
+      >>> ot.select(params, r"layer/\\d+/w")
+      {'emb': False, 'layer': [{'b': False, 'w': True}]}
+      >>> ot.select(params, lambda path, leaf: leaf < 1.5)
+      {'emb': True, 'layer': [{'b': False, 'w': True}]}
+      >>> ot.select(params, {"emb": False, "layer": True})
+      {'emb': False, 'layer': [{'b': True, 'w': True}]}
+    """
+    return jax.tree.unflatten(jax.tree.structure(tree), matches(tree, selector))
+
+
+def split(tree: Any, selector: Selector) -> tuple[Any, Any]:
+    """Takes a tree apart into the selected leaves and the rest.
+
+    Both parts keep the containers of ``tree`` and hold ``None`` where the other has
+    a leaf, so ``jax.grad`` over the first part differentiates it alone.
+
+    Args:
+      tree: any pytree.
+      selector: which leaves go to the first part; see :func:`select`.
+
+    Returns:
+      ``(selected, rest)``, for which ``merge(selected, rest)`` is ``tree``.
+
+    Raises:
+      ValueError, TypeError: as :func:`select`.
+
+    Examples:
+      >>> import optaxtricks as ot
+      >>> params = {"head": 1.0, "body": {"w": 2.0}}
+      >>> ot.split(params, "head")
+      ({'body': {'w': None}, 'head': 1.0}, {'body': {'w': 2.0}, 'head': None})
+    """
+    leaves, layout = jax.tree.flatten(tree)
+    chosen = matches(tree, selector)
+    pairs = list(zip(leaves, chosen, strict=True))
+    return (
+        jax.tree.unflatten(layout, [x if c else None for x, c in pairs]),
+        jax.tree.unflatten(layout, [None if c else x for x, c in pairs]),
+    )
+
+
+def merge(selected: Any, rest: Any) -> Any:
+    """Puts together what :func:`split` took apart.
+
+    Args:
+      selected: a tree with ``None`` in the holes.
+      rest: a tree of the same containers that fills exactly those holes.
+
+    Returns:
+      The tree without the holes; a position empty in both stays ``None``.
+
+    Raises:
+      ValueError: the containers differ, or a leaf is present in both.
+
+    Examples:
+      >>> import optaxtricks as ot
+      >>> ot.merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
+      {'a': 1.0, 'b': 2.0}
+    """
+    is_none = lambda node: node is None
+    left = jax.tree.leaves_with_path(selected, is_leaf=is_none)
+    right, layout = jax.tree.flatten(rest, is_leaf=is_none)
+    if layout != (own := jax.tree.structure(selected, is_leaf=is_none)):
+        raise ValueError(f"merge needs equal structures, got {own} and {layout}.")
+    pairs = list(zip(left, right, strict=True))
+    twice = [path_of(k) for (k, x), y in pairs if x is not None and y is not None]
+    if twice:
+        raise ValueError(f"leaves present in both trees: {listing(twice)}.")
+    return jax.tree.unflatten(layout, [y if x is None else x for (_, x), y in pairs])

@@ -1,0 +1,268 @@
+"""Dropout on what flows through a chain: gradients before the optimizer, or updates
+after it."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._core import checks
+from .._core.build import transformation
+from .._core.counter_hash import (
+    GRANULARITIES,
+    Granularity,
+    entry_words,
+    index_axes,
+    key_words,
+    leaf_words,
+    step_words,
+)
+from .._core.paths import leaves_with_paths
+from ..selection.dropout_mask import last_kept_word
+
+Distribution = Literal["bernoulli", "gaussian"]
+
+
+class DropoutState(NamedTuple):
+    """State of :func:`gradient_dropout` and :func:`update_dropout`.
+
+    Attributes:
+      words: for each leaf, in leaf order, two uint32 words drawn from key and path.
+      step: int32 scalar, the number of earlier updates.
+    """
+
+    words: tuple[jax.Array, ...]
+    step: jax.Array
+
+
+def gradient_dropout(
+    keep_rate: optax.ScalarOrSchedule,
+    *,
+    key: Any,
+    rescale: bool = True,
+    granularity: Granularity = "element",
+    distribution: Distribution = "bernoulli",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Drops a fresh random part of every gradient (Child-Tuning-F, DropGrad).
+
+    Each entry survives with probability :math:`p` (``keep_rate``), independently of
+    all other entries and steps, and survivors are rescaled:
+
+    .. math::
+        g_i \leftarrow M_i \, g_i / p, \qquad M_i \sim \mathrm{Bernoulli}(p),
+
+    or, with ``distribution="gaussian"``, :math:`g_i \leftarrow n_i g_i` with
+    :math:`n_i \sim \mathcal{N}(1, (1 - p)/p)`, which has the same mean and variance
+    and may be negative.
+
+    Place it before the optimizer, after any clipping: the reference order is clip,
+    mask, moments. The moments see the masked gradient, so entries go on moving on
+    momentum while they are masked; :func:`update_dropout` stops them. Under SGD the
+    variance of a gradient of mean :math:`\mu` and variance :math:`\sigma^2` becomes
+    :math:`\sigma^2 + \frac{1 - p}{p} (\mu^2 + \sigma^2)`. Under Adam the mean update
+    shrinks by :math:`\sqrt p` and its variance does not fall.
+
+    Guarantees:
+      - Structure, shapes and dtypes are kept; float16 and bfloat16 are divided in
+        float32. Dropped entries are exactly zero, also where the gradient is NaN.
+      - ``keep_rate=1.0`` returns the updates bit for bit.
+      - With ``rescale`` the expected update equals the incoming one.
+      - The mask is a pure function of (key, step, leaf path, entry index): the same
+        under ``jit``, in a ``scan``, on any sharding and device count, after a
+        restore, and when other leaves come or go. Inside ``jax.shard_map`` the index
+        counts within the block. :func:`dropout_mask` gives it.
+      - One multiply-free loop: XLA fuses the hash into the optimizer's own pass; no
+        mask array and no communication.
+      - Derivatives through the update treat the noise as a constant.
+
+    Args:
+      keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step,
+        which is 0 at the first update.
+      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
+        dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
+        in ``static_args``.
+      rescale: divide survivors by ``keep_rate``; Gaussian noise has mean 1 anyhow.
+      granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
+        is one row); or ``"leaf"``, one draw per leaf.
+      distribution: ``"bernoulli"`` or ``"gaussian"``.
+
+    Returns:
+      A transformation whose state is a :class:`DropoutState`.
+
+    Raises:
+      ValueError: ``keep_rate``, ``key``, ``granularity`` or ``distribution`` is out
+        of range; ``rescale=False`` with Gaussian noise; from ``init``, a leaf with
+        more than :math:`2^{32}` entries on one axis.
+      TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> tx = ot.gradient_dropout(0.25, key=0)
+      >>> grads = jnp.ones(1000)
+      >>> kept, state = tx.update(grads, tx.init(grads))
+      >>> sorted(set(kept.tolist()))
+      [0.0, 4.0]
+      >>> opt = optax.chain(
+      ...     optax.clip_by_global_norm(1.0), ot.gradient_dropout(0.3, key=0),
+      ...     optax.adamw(1e-4))
+
+    References:
+      Xu et al., 2021, `Raise a Child in Large Language Model
+      <https://arxiv.org/abs/2109.05687>`_, the task-free variant (code:
+      alibaba/AliceMind, ``ChildTuningF.py``). Tseng et al., 2020, `Regularizing
+      Meta-Learning via Gradient Dropout <https://arxiv.org/abs/2004.05859>`_ (code:
+      hytseng0509/DropGrad; its drop rate is :math:`1 - p`).
+    """
+    return _dropout(keep_rate, key, rescale, granularity, distribution)
+
+
+def update_dropout(
+    keep_rate: optax.ScalarOrSchedule,
+    *,
+    key: Any,
+    rescale: bool = True,
+    granularity: Granularity = "element",
+    distribution: Distribution = "bernoulli",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Drops a fresh random part of every update (increment dropout, SkipUpdate).
+
+    .. math::
+        \Delta\theta_i \leftarrow M_i \, \Delta\theta_i / p, \qquad
+        M_i \sim \mathrm{Bernoulli}(p).
+
+    The same kernel as :func:`gradient_dropout`, to be placed last in the chain: the
+    moments see every gradient in full, and only a fraction :math:`p` of the entries
+    moves, decoupled weight decay included. With ``granularity="leaf"`` whole
+    parameter blocks skip the step, which is SkipUpdate.
+
+    Args, guarantees, state and errors are those of :func:`gradient_dropout`.
+
+    Args:
+      keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step.
+      key: int, typed PRNG key, or legacy uint32 key.
+      rescale: divide survivors by ``keep_rate``.
+      granularity: ``"element"``, ``"row"`` or ``"leaf"``.
+      distribution: ``"bernoulli"`` or ``"gaussian"``.
+
+    Returns:
+      A transformation whose state is a :class:`DropoutState`.
+
+    Raises:
+      ValueError, TypeError: as :func:`gradient_dropout`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> params = jnp.ones(1000)
+      >>> tx = optax.chain(optax.sgd(0.5), ot.update_dropout(0.5, key=0))
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> sorted(set(optax.apply_updates(params, updates).tolist()))
+      [0.0, 1.0]
+
+    References:
+      Su, 2021, "Raise a Child: a new tuning idea, random masks on gradients and
+      increments", kexue.fm archive 8764. Magma and SkipUpdate,
+      `arXiv 2602.15322 <https://arxiv.org/abs/2602.15322>`_.
+    """
+    return _dropout(keep_rate, key, rescale, granularity, distribution)
+
+
+def _dropout(
+    keep_rate: optax.ScalarOrSchedule,
+    key: Any,
+    rescale: bool,
+    granularity: Granularity,
+    distribution: Distribution,
+) -> optax.GradientTransformationExtraArgs:
+    checks.fraction(keep_rate=keep_rate)
+    checks.flag(rescale=rescale)
+    checks.chosen(GRANULARITIES, granularity=granularity)
+    checks.chosen(_NOISE, distribution=distribution)
+    if distribution == "gaussian" and not rescale:
+        raise ValueError("rescale=False needs distribution='bernoulli'.")
+    key_words(key)  # a bad key fails here rather than in init
+    noise = _NOISE[distribution]
+
+    def init(params: optax.Params) -> DropoutState:
+        checks.inexact_leaves(params, by="dropout")
+        leaves = leaves_with_paths(params)
+        for _, leaf in leaves:
+            index_axes(jnp.shape(leaf), granularity)
+        return DropoutState(
+            words=leaf_words(key, [path for path, _ in leaves]),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: DropoutState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DropoutState]:
+        del params, extra_args
+        step = jnp.asarray(optax.safe_increment(state.step))
+        after = DropoutState(words=state.words, step=step)
+        if isinstance(keep_rate, int | float) and keep_rate == 1:
+            return updates, after
+        rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
+        rate = jnp.asarray(rate, jnp.float32)
+        last, now = last_kept_word(rate), step_words(state.step)
+        leaves, layout = jax.tree.flatten(updates)
+        checks.same_count(leaves, state.words, by="dropout")
+        out = [
+            noise(leaf, words, now, rate, last, rescale, granularity)
+            for leaf, words in zip(leaves, state.words, strict=True)
+        ]
+        return jax.tree.unflatten(layout, out), after
+
+    return transformation(init, update)
+
+
+# Both leaf rules are jitted and take everything as operands, constants included:
+# leaves of one shape then share one trace and one compiled kernel.
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _bernoulli(
+    update: jax.Array,
+    words: jax.Array,
+    now: jax.Array,
+    rate: jax.Array,
+    last: jax.Array,
+    rescale: bool,
+    granularity: Granularity,
+) -> jax.Array:
+    keep = entry_words(update, words ^ now, granularity) <= last
+    if rescale:
+        wide = jnp.promote_types(update.dtype, jnp.float32)
+        kept = (update.astype(wide) / rate.astype(wide)).astype(update.dtype)
+    else:
+        kept = update
+    return jnp.where(keep, kept, jnp.zeros((), update.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _gaussian(
+    update: jax.Array,
+    words: jax.Array,
+    now: jax.Array,
+    rate: jax.Array,
+    last: jax.Array,
+    rescale: bool,
+    granularity: Granularity,
+) -> jax.Array:
+    del last, rescale
+    bits = entry_words(update, words ^ now, granularity)
+    # 24 bits, centred in their cells: strictly between -1 and 1, symmetric about 0.
+    uniform = ((bits >> 8).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-23)
+    normal = jax.lax.erf_inv(uniform - 1) * np.float32(np.sqrt(2))
+    noise = 1 + normal * jnp.sqrt((1 - rate) / rate)
+    wide = jnp.promote_types(update.dtype, jnp.float32)
+    return (update.astype(wide) * noise.astype(wide)).astype(update.dtype)
+
+
+_NOISE = {"bernoulli": _bernoulli, "gaussian": _gaussian}
