@@ -1,0 +1,151 @@
+"""Which runs a comparison needs, and the store of those already finished."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import pathlib
+import platform
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from . import recipes as recipe_book
+from .recipes import RECIPES
+from .train import FISHER_EXAMPLES, HEAD_SCALE, KEY_KIND, WARM_UP
+
+# Raise this when training changes in a way that the fingerprint cannot see.
+REVISION = 1
+GRID_SEED = 1000
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "tokenizers", "optaxtricks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run, before it is done."""
+
+    recipe: str
+    learning_rate: float
+    seed: int
+    evaluations: int
+
+
+class Store:
+    """Finished runs, one small JSON file each, found again by fingerprint."""
+
+    def __init__(self, folder: pathlib.Path, common: dict[str, Any]):
+        self._folder, self._common = folder, common
+
+    def path(self, run: Run) -> pathlib.Path:
+        """Where this run's record lies, finished or not."""
+        source = inspect.getsource(RECIPES[run.recipe].build)
+        content = {
+            **self._common,
+            **dataclasses.asdict(run),
+            "recipe_source": source,
+            "mask_rule": repr(RECIPES[run.recipe].mask),
+        }
+        text = json.dumps(content, sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        name = f"{run.recipe}-lr{run.learning_rate:g}-seed{run.seed}-{fingerprint}.json"
+        return self._folder / name
+
+    def find(self, run: Run) -> dict[str, Any] | None:
+        """The record of a finished run."""
+        try:
+            return json.loads(self.path(run).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def get(self, run: Run, train: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a run, training it if it is not there yet."""
+        if (record := self.find(run)) is None:
+            record = {**dataclasses.asdict(run), **train(run)}
+            write_atomically(self.path(run), json.dumps(record, indent=1).encode())
+        return record
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """A reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        pathlib.Path(temporary).chmod(0o644)  # mkstemp's 0600 is for secrets
+        pathlib.Path(temporary).replace(path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def common_settings(
+    *, checkpoint: str, task: str, steps: int, batch_size: int, length: int
+) -> dict[str, Any]:
+    """All that determines a run beside its recipe, learning rate and seed."""
+    constants = {
+        name: getattr(recipe_book, name)
+        for name in dir(recipe_book)
+        if name.isupper() and name != "RECIPES"
+    }
+    return {
+        "revision": REVISION,
+        "checkpoint": checkpoint,
+        "task": task,
+        "steps": steps,
+        "batch_size": batch_size,
+        "length": length,
+        "warm_up": WARM_UP,
+        "head_scale": HEAD_SCALE,
+        "fisher_examples": FISHER_EXAMPLES,
+        "dropout_key": KEY_KIND,
+        "recipe_constants": constants,
+        "environment": environment(),
+    }
+
+
+def grid_runs(names: Iterable[str]) -> list[Run]:
+    """The learning-rate search: one seed that is not used afterwards."""
+    return [
+        Run(name, rate, GRID_SEED, 1) for name in names for rate in RECIPES[name].grid
+    ]
+
+
+def best_rates(records: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """By recipe, the rate of highest dev accuracy; of equals the smallest."""
+    best: dict[str, tuple[float, float]] = {}
+    for record in records:
+        rank = (record["accuracy"], -record["learning_rate"])
+        best[record["recipe"]] = max(best.get(record["recipe"], rank), rank)
+    return {name: -rate for name, (_, rate) in best.items()}
+
+
+def seed_runs(rates: dict[str, float], seeds: int, evaluations: int) -> list[Run]:
+    """The comparison itself. Seed by seed, so that an early look is a fair one."""
+    return [
+        Run(name, rate, seed, evaluations)
+        for seed in range(seeds)
+        for name, rate in rates.items()
+    ]

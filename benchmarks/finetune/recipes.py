@@ -1,0 +1,144 @@
+"""The recipes under comparison, each an ordinary Optax chain to copy out.
+
+To add one, write a function like those below and give it a line in RECIPES.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+import optaxtricks as ot
+
+CLIP_NORM = 1.0
+WEIGHT_DECAY = 0.01
+KEEP_FRACTION = 0.3  # Child-Tuning, both variants, and update dropout
+FISH_FRACTION = 0.005
+
+# Leaf paths look like "encoder/layers/0/attention/query/kernel" and "head/bias".
+LAYERS = r"^encoder/layers/"
+ENCODER = r"^encoder/"
+HEAD = r"^head/"
+DECAYED = r"(kernel|embedding)$"  # neither biases nor LayerNorm scales
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run hands to its recipe."""
+
+    learning_rate: optax.ScalarOrSchedule
+    key: jax.Array
+    mask: Any = None  # only for recipes with a `mask` rule
+
+
+def decayed(params: Any) -> Any:
+    """Which leaves weight decay acts on."""
+    return ot.select(params, DECAYED)
+
+
+def adamw(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The optimizer that all recipes share."""
+    return optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY, mask=decayed)
+
+
+def full(setup: Setup) -> optax.GradientTransformation:
+    """Full fine-tuning."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        adamw(setup.learning_rate),
+    )
+
+
+def head(setup: Setup) -> optax.GradientTransformation:
+    """The classifier alone; the encoder's gradient is never computed."""
+    tune = optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        adamw(setup.learning_rate),
+    )
+    labels = ot.label_by_path({HEAD: "tune"}, default="freeze")
+    return optax.partition({"tune": tune, "freeze": optax.set_to_zero()}, labels)
+
+
+def child_tuning_d(setup: Setup) -> optax.GradientTransformation:
+    """Child-Tuning-D: layer entries of highest Fisher information; the rest dense."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        ot.child_tuning_d(adamw(setup.learning_rate), setup.mask),
+    )
+
+
+def child_tuning_f(setup: Setup) -> optax.GradientTransformation:
+    """Child-Tuning-F: a fresh random part of the gradient each step."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        ot.child_tuning_f(adamw(setup.learning_rate), KEEP_FRACTION, key=setup.key),
+    )
+
+
+def update_dropout(setup: Setup) -> optax.GradientTransformation:
+    """A fresh random part of the finished update each step."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        adamw(setup.learning_rate),
+        ot.update_dropout(KEEP_FRACTION, key=setup.key),
+    )
+
+
+def fish(setup: Setup) -> optax.GradientTransformation:
+    """FISH mask: few encoder entries and the head, with state for those alone."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        ot.compact_entries(adamw(setup.learning_rate), setup.mask),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskRule:
+    """Which share of which leaves a mask keeps, by Fisher information."""
+
+    keep_fraction: float
+    where: str
+
+    def __call__(self, fisher: Any) -> Any:
+        """A tree of Boolean arrays; a plain True marks a leaf trained densely."""
+        return ot.top_fraction_mask(fisher, self.keep_fraction, where=self.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A chain, the leaves that it trains, and its mask rule if it has one."""
+
+    build: Callable[[Setup], optax.GradientTransformation]
+    learning_rate: float  # the best of the full comparison's grid
+    grid: tuple[float, ...] = (5e-5, 1e-4, 2e-4, 4e-4)
+    trains: str = ""
+    mask: MaskRule | None = None
+
+    def trained(self, params: Any, mask: Any) -> int:
+        """Number of parameters that the recipe may move."""
+        chosen = ot.select(params, self.trains)
+        if mask is None:
+            mask = jax.tree.map(lambda _: True, params)
+        sizes = jax.tree.map(
+            lambda p, c, m: c * (p.size if m is True else int(m.sum())),
+            params,
+            chosen,
+            mask,
+        )
+        return sum(jax.tree.leaves(sizes))
+
+
+RECIPES = {
+    "full": Recipe(full, 2e-4),
+    "head": Recipe(head, 2e-2, grid=(5e-3, 1e-2, 2e-2, 4e-2), trains=HEAD),
+    "child_tuning_d": Recipe(
+        child_tuning_d, 2e-4, mask=MaskRule(KEEP_FRACTION, LAYERS)
+    ),
+    "child_tuning_f": Recipe(child_tuning_f, 2e-4),
+    "update_dropout": Recipe(update_dropout, 2e-4),
+    "fish": Recipe(
+        fish, 1e-3, (5e-4, 1e-3, 2e-3, 4e-3), mask=MaskRule(FISH_FRACTION, ENCODER)
+    ),
+}

@@ -1,0 +1,165 @@
+"""What the runs say: summary, table and plot."""
+
+import io
+import math
+import statistics
+from typing import Any
+
+from rich.table import Table
+
+Records = list[dict[str, Any]]
+
+# Okabe and Ito's colours, which differ for colour-blind readers too; black last.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+BASELINE = "full"
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float | None]:
+    """Mean and its standard error; None for the error of a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) / math.sqrt(len(values))
+
+
+def summarise(records: Records) -> dict[str, dict[str, Any]]:
+    """One entry for each recipe, in the order of first appearance."""
+    by_recipe: dict[str, Records] = {}
+    for record in records:
+        by_recipe.setdefault(record["recipe"], []).append(record)
+    baseline = {r["seed"]: r["accuracy"] for r in by_recipe.get(BASELINE, [])}
+    return {name: _entry(name, runs, baseline) for name, runs in by_recipe.items()}
+
+
+def _entry(name: str, runs: Records, baseline: dict[int, float]) -> dict[str, Any]:
+    mean, error = mean_and_error([r["accuracy"] for r in runs])
+    first = runs[0]
+    return {
+        "learning_rate": first["learning_rate"],
+        "seeds": [r["seed"] for r in runs],
+        "accuracy": {"mean": mean, "standard_error": error},
+        "difference_to_full": None if name == BASELINE else _difference(runs, baseline),
+        "curve": _curve(runs),
+        "trained_parameters": first["trained_parameters"],
+        "optimizer_state_bytes": first["optimizer_state_bytes"],
+        "peak_temporary_bytes": max(r["peak_temporary_bytes"] for r in runs),
+        "step_ms": statistics.median(r["step_ms"] for r in runs),
+    }
+
+
+def _curve(runs: Records) -> list[dict[str, Any]]:
+    points = []
+    for column in zip(*(r["curve"] for r in runs), strict=True):
+        mean, error = mean_and_error([accuracy for _, accuracy in column])
+        points.append({"step": column[0][0], "mean": mean, "standard_error": error})
+    return points
+
+
+def _difference(runs: Records, baseline: dict[int, float]) -> dict[str, Any] | None:
+    """Paired by seed: equal seeds share the batch order and the fresh head."""
+    gaps = [r["accuracy"] - baseline[r["seed"]] for r in runs if r["seed"] in baseline]
+    if not gaps:
+        return None
+    mean, error = mean_and_error(gaps)
+    if error is None:
+        verdict = "one seed: no statement"
+    elif abs(mean) <= 2 * error:
+        verdict = "no difference shown"
+    else:
+        verdict = "better" if mean > 0 else "worse"
+    return {"mean": mean, "standard_error": error, "verdict": verdict}
+
+
+def points(entry: dict[str, Any] | None, *, sign: bool = False) -> str:
+    """Percentage points, with the standard error where there is one."""
+    if entry is None:
+        return "-"
+    text = f"{100 * entry['mean']:{'+' if sign else ''}.1f}"
+    error = entry["standard_error"]
+    return text if error is None else f"{text} ± {100 * error:.1f}"
+
+
+def table(summary: dict[str, dict[str, Any]], title: str) -> Table:
+    """The comparison for a terminal."""
+    result = Table(title=title)
+    result.add_column("recipe", no_wrap=True)
+    columns = (
+        "learning rate",
+        "dev accuracy %",
+        "difference to full",
+        "trained parameters",
+        "state MB",
+        "ms / step",
+        "temporary MB",
+    )
+    for column in columns:
+        result.add_column(column, justify="right")
+    for name, entry in summary.items():
+        difference = entry["difference_to_full"]
+        verdict = "" if difference is None else f" ({difference['verdict']})"
+        result.add_row(
+            name,
+            f"{entry['learning_rate']:g}",
+            points(entry["accuracy"]),
+            points(difference, sign=True) + verdict,
+            f"{entry['trained_parameters']:,}",
+            f"{entry['optimizer_state_bytes'] / 1e6:.2f}",
+            f"{entry['step_ms']:.0f}",
+            f"{entry['peak_temporary_bytes'] / 1e6:.0f}",
+        )
+    return result
+
+
+def plot(summary: dict[str, dict[str, Any]], title: str) -> bytes:
+    """Learning curves beside final accuracy, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained"
+    )
+    for index, (name, entry) in enumerate(summary.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        _draw_curve(left, name, entry["curve"], colour, MARKERS[index % len(MARKERS)])
+        _draw_bar(right, index, entry["accuracy"], colour)
+    left.set(xlabel="training step", ylabel="dev accuracy (%)", xlim=(0, None))
+    left.grid(alpha=0.3)
+    left.legend(frameon=False)
+    right.set(xlabel="final dev accuracy (%)", xlim=(0, 100))
+    right.set_yticks(range(len(summary)), list(summary))
+    right.invert_yaxis()
+    seeds = max(len(entry["seeds"]) for entry in summary.values())
+    note = "1 seed" if seeds == 1 else f"mean ± standard error, {seeds} seeds"
+    figure.suptitle(f"{title} ({note})")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _draw_curve(axes: Any, name: str, curve: list, colour: str, marker: str) -> None:
+    steps = [p["step"] for p in curve]
+    means = [100 * p["mean"] for p in curve]
+    axes.plot(steps, means, color=colour, marker=marker, markersize=5, label=name)
+    errors = [p["standard_error"] for p in curve]
+    if None not in errors:
+        low = [m - 100 * e for m, e in zip(means, errors, strict=True)]
+        high = [m + 100 * e for m, e in zip(means, errors, strict=True)]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_bar(axes: Any, place: int, accuracy: dict[str, Any], colour: str) -> None:
+    mean, error = 100 * accuracy["mean"], accuracy["standard_error"]
+    axes.barh(
+        place,
+        mean,
+        xerr=None if error is None else 100 * error,
+        color=colour,
+        capsize=3,
+        height=0.7,
+    )
+    room = mean + (0 if error is None else 100 * error) + 1.5
+    axes.text(room, place, points(accuracy), va="center", fontsize=9)
