@@ -195,7 +195,7 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Token ids to hidden states, as ``BertModel`` and ``RobertaModel`` compute them."""
+    """Token ids to hidden states, as BertModel and RobertaModel compute them."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs=rngs)

@@ -5,6 +5,7 @@ import math
 import statistics
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 Records = list[dict[str, Any]]
@@ -80,29 +81,27 @@ def points(entry: dict[str, Any] | None, *, sign: bool = False) -> str:
     return text if error is None else f"{text} ± {100 * error:.1f}"
 
 
-def table(summary: dict[str, dict[str, Any]], title: str) -> Table:
-    """The comparison for a terminal."""
-    result = Table(title=title)
-    result.add_column("recipe", no_wrap=True)
-    columns = (
-        "learning rate",
-        "dev accuracy %",
-        "difference to full",
-        "trained parameters",
-        "state MB",
-        "ms / step",
-        "temporary MB",
+def title(results: dict[str, Any]) -> str:
+    """Task and sizes, on one line."""
+    task = results["task"]
+    return (
+        f"{task['name']}: {task['classes']} classes, {task['train']} training and "
+        f"{task['dev']} dev examples"
     )
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The comparison for a terminal, 80 columns wide."""
+    result = Table(title=title(results))
+    result.add_column("recipe", no_wrap=True)
+    columns = ("rate", "dev %", "trained", "state MB", "ms/step", "temp MB")
     for column in columns:
-        result.add_column(column, justify="right")
-    for name, entry in summary.items():
-        difference = entry["difference_to_full"]
-        verdict = "" if difference is None else f" ({difference['verdict']})"
+        result.add_column(column, justify="right", no_wrap=True)
+    for name, entry in results["recipes"].items():
         result.add_row(
             name,
             f"{entry['learning_rate']:g}",
             points(entry["accuracy"]),
-            points(difference, sign=True) + verdict,
             f"{entry['trained_parameters']:,}",
             f"{entry['optimizer_state_bytes'] / 1e6:.2f}",
             f"{entry['step_ms']:.0f}",
@@ -111,16 +110,26 @@ def table(summary: dict[str, dict[str, Any]], title: str) -> Table:
     return result
 
 
-def plot(summary: dict[str, dict[str, Any]], title: str) -> bytes:
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """One line for each recipe that was run beside full fine-tuning."""
+    lines = []
+    for name, entry in results["recipes"].items():
+        if (gap := entry["difference_to_full"]) is not None:
+            lines.append(f"{name} - full: {points(gap, sign=True)} ({gap['verdict']})")
+    grid = results["learning_rate_grid"]
+    for name, scores in (grid["dev_accuracy"] if grid else {}).items():
+        rates = [float(rate) for rate in scores]
+        if results["recipes"][name]["learning_rate"] in (min(rates), max(rates)):
+            lines.append(f"{name}: the best learning rate is at its grid's edge")
+    return lines
+
+
+def plot(results: dict[str, Any]) -> bytes:
     """Learning curves beside final accuracy, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained"
-    )
+    # A Figure of its own needs no display and no global state.
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    summary = results["recipes"]
     for index, (name, entry) in enumerate(summary.items()):
         colour = COLOURS[index % len(COLOURS)]
         _draw_curve(left, name, entry["curve"], colour, MARKERS[index % len(MARKERS)])
@@ -133,10 +142,9 @@ def plot(summary: dict[str, dict[str, Any]], title: str) -> bytes:
     right.invert_yaxis()
     seeds = max(len(entry["seeds"]) for entry in summary.values())
     note = "1 seed" if seeds == 1 else f"mean ± standard error, {seeds} seeds"
-    figure.suptitle(f"{title} ({note})")
+    figure.suptitle(f"{title(results)} ({note})")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
     return buffer.getvalue()
 
 

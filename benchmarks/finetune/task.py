@@ -77,7 +77,8 @@ def open_task(folder: pathlib.Path | None) -> Task:
 
 def _read(path: pathlib.Path) -> list[Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON strings may hold other line separators as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path.parent} has no {path.name}.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -107,6 +108,8 @@ def _row(line: str, where: str) -> Row:
         if name in raw:
             if not isinstance(raw[name], str):
                 raise InputError(f"{where}: {name!r} must be a string.")
+            if any("\ud800" <= c <= "\udfff" for c in raw[name]):
+                raise InputError(f"{where}: {name!r} holds half a surrogate pair.")
             row[name] = raw[name]
     if type(raw["label"]) not in (str, int):
         raise InputError(f"{where}: 'label' must be a string or an integer.")
@@ -123,6 +126,9 @@ def encode(
     length: int,
 ) -> Examples:
     """Tokenizes rows, cut to `length` tokens and padded to it."""
+    special = tokenizer.num_special_tokens_to_add("text_b" in rows[0])
+    if length <= special:
+        raise InputError(f"--length: {length} leaves no room beside special tokens.")
     tokenizer.enable_truncation(length)
     texts = [(r["text"], r["text_b"]) if "text_b" in r else r["text"] for r in rows]
     encodings = tokenizer.encode_batch(texts)

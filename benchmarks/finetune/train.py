@@ -198,18 +198,15 @@ class Program:
         evaluate: Callable[[Any], float],
         evaluations: int,
         advance: Callable[[], None] = lambda: None,
-    ) -> dict[str, Any]:
-        """Trains once. Returns the run's record, and the parameters as `params`."""
-        started = time.perf_counter()
-        problem = self._problem
+    ) -> tuple[Any, dict[str, Any]]:
+        """Trains once. Returns the trained parameters and the run's record."""
+        started, problem = time.perf_counter(), self._problem
         params = problem.initial(seed)
         trained = self._recipe.trained(params, mask)
-        key = jax.random.key(seed, impl=KEY_KIND)
-        state = self.transformation(learning_rate, jax.random.key(seed), mask).init(
-            params
-        )
-        state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-        peak = np.float32(learning_rate)
+        tx = self.transformation(learning_rate, jax.random.key(seed), mask)
+        state = tx.init(params)
+        costs = {"trained_parameters": trained, "optimizer_state_bytes": _bytes(state)}
+        key, peak = jax.random.key(seed, impl=KEY_KIND), np.float32(learning_rate)
         points = np.linspace(0, problem.steps, evaluations + 1).round()[1:]
         curve, times, losses, step = [], [], [], None
         for count, batch in enumerate(problem.batches(seed)):
@@ -222,15 +219,18 @@ class Program:
             if count + 1 in points:
                 curve.append([count + 1, evaluate(params)])
             advance()
-        last = statistics.fmean(losses[-max(1, len(losses) // 10) :])
-        return {
-            "accuracy": curve[-1][1],
-            "curve": curve,
-            "train_loss": last if math.isfinite(last) else None,
-            "trained_parameters": trained,
-            "optimizer_state_bytes": state_bytes,
-            "peak_temporary_bytes": step.memory_analysis().temp_size_in_bytes,
-            "step_ms": 1e3 * statistics.median(times),
-            "seconds": time.perf_counter() - started,
-            "params": params,
-        }
+        costs["peak_temporary_bytes"] = step.memory_analysis().temp_size_in_bytes
+        costs["step_ms"] = 1e3 * statistics.median(times)
+        costs["seconds"] = time.perf_counter() - started
+        result = {"accuracy": curve[-1][1], "curve": curve, "train_loss": _last(losses)}
+        return params, {**result, **costs}
+
+
+def _bytes(state: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def _last(losses: list[float]) -> float | None:
+    """Mean over the last tenth; None after divergence, which JSON cannot write."""
+    mean = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+    return mean if math.isfinite(mean) else None

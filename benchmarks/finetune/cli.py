@@ -1,0 +1,77 @@
+"""The command line, checked as far as it can be without reading a file."""
+
+import argparse
+import math
+import os
+import pathlib
+
+from .errors import InputError
+from .recipes import RECIPES
+
+QUICK = {"seeds": 1, "evaluations": 4, "out": "finetune-quick"}
+FULL = {"seeds": 5, "evaluations": 6, "out": "finetune"}
+RESULTS = pathlib.Path("benchmarks/results")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad usage like all other bad input: one line."""
+
+    def error(self, message: str):
+        raise InputError(message)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options with every default filled in."""
+    options = _parser().parse_args(argv)
+    if unknown := [name for name in options.recipes if name not in RECIPES]:
+        raise InputError(f"unknown recipe {unknown[0]!r}; there are {list(RECIPES)}.")
+    if options.full and options.learning_rate is not None:
+        raise InputError("--learning-rate and --full exclude each other.")
+    options.recipes = list(dict.fromkeys(options.recipes))
+    size = FULL if options.full else QUICK
+    options.seeds = options.seeds or size["seeds"]
+    options.evaluations = min(size["evaluations"], options.steps)
+    options.out = options.out or RESULTS / size["out"]
+    _check_writable(options.out)
+    return options
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m benchmarks.finetune",
+        description="Fine-tunes a pretrained encoder, recipe by recipe.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=pathlib.Path, metavar="DIR", help="BERT or RoBERTa folder")
+    add("--task", type=pathlib.Path, metavar="DIR", help="train.jsonl and dev.jsonl")
+    add("--recipes", nargs="+", default=list(RECIPES), metavar="NAME")
+    add("--full", action="store_true", help="rate grid, then several seeds; resumable")
+    add("--steps", type=_count, default=200, help="training steps of a run")
+    add("--seeds", type=_count, help="runs of each recipe (1; with --full 5)")
+    add("--learning-rate", type=_rate, help="one peak rate for all recipes")
+    add("--batch-size", type=_count, default=16)
+    add("--length", type=_count, default=32, help="tokens of a text that are read")
+    add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}.")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}.")
+    return value
+
+
+def _check_writable(out: pathlib.Path) -> None:
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"--out: {out} cannot be written.")
