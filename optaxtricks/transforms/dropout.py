@@ -30,11 +30,12 @@ class DropoutState(NamedTuple):
     """State of :func:`gradient_dropout` and :func:`update_dropout`.
 
     Attributes:
-      words: for each leaf, in leaf order, two uint32 words drawn from key and path.
+      words: for each leaf, in leaf order, two uint32 words drawn from key and path;
+        for a tree without leaves, a placeholder of the same shape.
       step: int32 scalar, the number of earlier updates.
     """
 
-    words: tuple[jax.Array, ...]
+    words: tuple[jax.Array, ...] | jax.Array
     step: jax.Array
 
 
@@ -66,8 +67,8 @@ def gradient_dropout(
     shrinks by :math:`\sqrt p` and its variance does not fall.
 
     Guarantees:
-      - Structure, shapes and dtypes are kept; float16 and bfloat16 are divided in
-        float32. Dropped entries are exactly zero, also where the gradient is NaN.
+      - Structure, shapes and dtypes are kept; float16 and bfloat16 are rescaled
+        in float32. Dropped entries are exactly zero, also where the gradient is NaN.
       - ``keep_rate=1.0`` returns the updates bit for bit.
       - With ``rescale`` the expected update equals the incoming one.
       - The mask is a pure function of (key, step, leaf path, entry index): the same
@@ -187,15 +188,18 @@ def _dropout(
     if distribution == "gaussian" and not rescale:
         raise ValueError("rescale=False needs distribution='bernoulli'.")
     key_words(key)  # a bad key fails here rather than in init
-    noise = _NOISE[distribution]
+    noise, strength = _NOISE[distribution]
 
     def init(params: optax.Params) -> DropoutState:
         checks.inexact_leaves(params, by="dropout")
         leaves = leaves_with_paths(params)
         for _, leaf in leaves:
             index_axes(jnp.shape(leaf), granularity)
+        words = leaf_words(key, [path for path, _ in leaves])
         return DropoutState(
-            words=leaf_words(key, [path for path, _ in leaves]),
+            # optax.tree.map_params maps over the state of a tree without leaves as a
+            # prefix of every other state: one leaf stands for all the words.
+            words=words if leaves else jnp.zeros(2, jnp.uint32),
             step=jnp.zeros((), jnp.int32),
         )
 
@@ -213,11 +217,13 @@ def _dropout(
         rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
         rate = jnp.asarray(rate, jnp.float32)
         last, now = last_kept_word(rate), step_words(state.step)
+        factor = strength(rate)
         leaves, layout = jax.tree.flatten(updates)
-        checks.same_count(leaves, state.words, by="dropout")
+        known = state.words if isinstance(state.words, tuple) else ()
+        checks.same_count(leaves, known, by="dropout")
         out = [
-            noise(leaf, words, now, rate, last, rescale, granularity)
-            for leaf, words in zip(leaves, state.words, strict=True)
+            noise(leaf, words, now, last, factor, rescale, granularity)
+            for leaf, words in zip(leaves, known, strict=True)
         ]
         return jax.tree.unflatten(layout, out), after
 
@@ -231,15 +237,15 @@ def _bernoulli(
     update: jax.Array,
     words: jax.Array,
     now: jax.Array,
-    rate: jax.Array,
     last: jax.Array,
+    factor: jax.Array,
     rescale: bool,
     granularity: Granularity,
 ) -> jax.Array:
     keep = entry_words(update, words ^ now, granularity) <= last
     if rescale:
-        wide = jnp.promote_types(update.dtype, jnp.float32)
-        kept = (update.astype(wide) / rate.astype(wide)).astype(update.dtype)
+        wide = np.promote_types(update.dtype, np.float32)
+        kept = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
     else:
         kept = update
     return jnp.where(keep, kept, jnp.zeros((), update.dtype))
@@ -250,8 +256,8 @@ def _gaussian(
     update: jax.Array,
     words: jax.Array,
     now: jax.Array,
-    rate: jax.Array,
     last: jax.Array,
+    factor: jax.Array,
     rescale: bool,
     granularity: Granularity,
 ) -> jax.Array:
@@ -260,9 +266,14 @@ def _gaussian(
     # 24 bits, centred in their cells: strictly between -1 and 1, symmetric about 0.
     uniform = ((bits >> 8).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-23)
     normal = jax.lax.erf_inv(uniform - 1) * np.float32(np.sqrt(2))
-    noise = 1 + normal * jnp.sqrt((1 - rate) / rate)
-    wide = jnp.promote_types(update.dtype, jnp.float32)
+    noise = 1 + normal * factor
+    wide = np.promote_types(update.dtype, np.float32)
     return (update.astype(wide) * noise.astype(wide)).astype(update.dtype)
 
 
-_NOISE = {"bernoulli": _bernoulli, "gaussian": _gaussian}
+# With the one number of the rate that each needs. Not a division by the rate: XLA
+# makes it a product where the rate is a constant, and jit would differ from eager.
+_NOISE = {
+    "bernoulli": (_bernoulli, lambda rate: 1 / rate),
+    "gaussian": (_gaussian, lambda rate: jnp.sqrt((1 - rate) / rate)),
+}
