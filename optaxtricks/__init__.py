@@ -2,6 +2,7 @@
 
 from .selection import PathLabels as PathLabels
 from .selection import dropout_mask as dropout_mask
+from .selection import fisher_information as fisher_information
 from .selection import label_by_path as label_by_path
 from .selection import merge as merge
 from .selection import select as select
@@ -14,6 +15,7 @@ __all__ = [
     "DropoutState",
     "PathLabels",
     "dropout_mask",
+    "fisher_information",
     "gradient_dropout",
     "label_by_path",
     "merge",

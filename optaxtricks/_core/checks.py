@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .paths import leaves_with_paths
+from .paths import leaves_with_paths, listing
 
 
 def fraction(**named: Any) -> None:
@@ -49,20 +49,36 @@ def flag(**named: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def inexact_leaves(tree: Any, *, by: str, allow_complex: bool = True) -> None:
+def inexact_leaves(
+    tree: Any,
+    *,
+    by: str,
+    allow_complex: bool = True,
+    remedy: str = "optax.masked or optax.partition",
+) -> None:
     """Rejects integer and Boolean leaves (and complex ones where undefined)."""
     for path, leaf in leaves_with_paths(tree):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{by} needs floating-point leaves, but the leaf at {path!r} has "
-                f"dtype {dtype}; leave it out with optax.masked or optax.partition."
+                f"dtype {dtype}; leave it out with {remedy}."
             )
         if not allow_complex and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"{by} is not defined for complex numbers, but the leaf at {path!r} "
                 f"has dtype {dtype}."
             )
+
+
+def finite_leaves(tree: Any, *, what: str) -> None:
+    """Rejects NaN and infinity, with one wait for the device; traced leaves pass."""
+    named = leaves_with_paths(tree)
+    named = [(p, x) for p, x in named if not isinstance(x, jax.core.Tracer)]
+    finite = jax.device_get([jnp.isfinite(x).all() for _, x in named])
+    bad = [path for (path, _), good in zip(named, finite, strict=True) if not good]
+    if bad:
+        raise ValueError(f"{what} is not finite at {listing(bad)}.")
 
 
 def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:

@@ -1,10 +1,19 @@
 """Which entries: pure functions on trees, without optimizer state."""
 
 from .dropout_mask import dropout_mask as dropout_mask
+from .fisher import fisher_information as fisher_information
 from .labels import PathLabels as PathLabels
 from .labels import label_by_path as label_by_path
 from .selectors import merge as merge
 from .selectors import select as select
 from .selectors import split as split
 
-__all__ = ["PathLabels", "dropout_mask", "label_by_path", "merge", "select", "split"]
+__all__ = [
+    "PathLabels",
+    "dropout_mask",
+    "fisher_information",
+    "label_by_path",
+    "merge",
+    "select",
+    "split",
+]

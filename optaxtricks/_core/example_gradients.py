@@ -1,0 +1,100 @@
+"""Gradients of single examples, and of whole batches, summed a few at a time.
+
+An objective maps (chosen leaves, example) to (scalar, auxiliary scalar). Sums are
+lists of float32 leaves with the sum of the auxiliary scalars at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Leaves = list[jax.Array]
+Objective = Callable[[Leaves, Any], tuple[jax.Array, jax.Array]]
+Part = Callable[[Any], Leaves]
+
+# Torch adds this to a norm before it divides by it to clip.
+_CLIP_FLOOR = 1e-6
+
+
+def halves(leaves: list[Any], chosen: list[bool]) -> tuple[list[Any], list[Any]]:
+    """The chosen leaves, and the others."""
+    pairs = list(zip(leaves, chosen, strict=True))
+    return [x for x, c in pairs if c], [x for x, c in pairs if not c]
+
+
+def filled(layout: Any, chosen: list[bool], selected: Any, rest: Any) -> Any:
+    """The tree of this layout with both halves back in their places."""
+    sides = iter(rest), iter(selected)
+    return jax.tree.unflatten(layout, [next(sides[c]) for c in chosen])
+
+
+def plus(left: Leaves, right: Leaves) -> Leaves:
+    """Leaf by leaf, the sum of two lists."""
+    return [x + y for x, y in zip(left, right, strict=True)]
+
+
+def powers(grads: Leaves, power: int) -> Leaves:
+    """Absolute values (power 1) or squares (power 2), in float32."""
+    measure = jnp.square if power == 2 else jnp.abs
+    return [measure(x.astype(jnp.float32)) for x in grads]
+
+
+def clipped(grad: jax.Array, limit: float | None) -> jax.Array:
+    """A leaf scaled down to the norm `limit`, as torch does it."""
+    if limit is None:
+        return grad
+    norm = jnp.sqrt(jnp.square(grad).sum())
+    return grad * jnp.minimum(1, limit / (norm + _CLIP_FLOOR))
+
+
+def each(rule: Part) -> Part:
+    """Sums a rule for one example over a chunk of examples."""
+
+    def part(chunk: Any) -> Leaves:
+        if leading_size(chunk) == 1:
+            return rule(jax.tree.map(lambda x: x[0], chunk))
+        return [x.sum(axis=0) for x in jax.vmap(rule)(chunk)]
+
+    return part
+
+
+def gradient_sum(objective: Objective, chosen: Leaves) -> Part:
+    """Sums gradients over a chunk of examples in one backward pass."""
+
+    def part(chunk: Any) -> Leaves:
+        def mean(chosen: Leaves) -> tuple[jax.Array, jax.Array]:
+            values, rest = jax.vmap(objective, in_axes=(None, 0))(chosen, chunk)
+            # The mean, as the sum may overflow a narrow dtype.
+            return values.mean(), rest.sum()
+
+        grads, rest = jax.grad(mean, has_aux=True)(chosen)
+        size = leading_size(chunk)
+        return [*(x.astype(jnp.float32) * size for x in grads), rest]
+
+    return part
+
+
+def leading_size(tree: Any) -> int:
+    """The number of examples."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
+    """Adds `part` of every `width` examples to the sums, chunk after chunk."""
+    size = leading_size(examples)
+    chunks = size // width
+
+    def strided(x: jax.Array) -> jax.Array:
+        # Each chunk takes every `chunks`-th example: of a batch that is sharded over
+        # `width` devices, every device then has one example in every chunk.
+        head = x[: chunks * width]
+        return head.reshape(width, chunks, *x.shape[1:]).swapaxes(0, 1)
+
+    step = lambda sums, chunk: (plus(sums, part(chunk)), None)
+    sums, _ = jax.lax.scan(step, sums, jax.tree.map(strided, examples))
+    if chunks * width < size:
+        tail = jax.tree.map(lambda x: x[chunks * width :], examples)
+        sums = plus(sums, part(tail))
+    return sums
