@@ -70,15 +70,17 @@ def step_words(step: Any) -> jax.Array:
     return jnp.concatenate(_absorb(*_absorb(zero, zero, count), count))
 
 
-def entry_words(like: jax.Array, seed: jax.Array, granularity: str) -> jax.Array:
+def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:
     """One uint32 for each entry of `like`, from a seed and the entry's index alone.
 
     The second seed word enters between the rounds, so that seeds which agree in one
     word still give unrelated streams.
     """
     high, low = index_axes(like.shape, granularity)
-    second = seed[1] ^ (_count(like, high) * _GOLDEN) if high else seed[1]
-    return _mix(_count(like, low) ^ seed[0], second)
+    first, second = seed[0], seed[1]
+    if high:
+        first, second = _absorb(first, second, _count(like, high))
+    return _mix(_count(like, low) ^ first, second)
 
 
 def index_axes(

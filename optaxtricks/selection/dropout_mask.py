@@ -74,12 +74,23 @@ def dropout_mask(
     now = step_words(step)
 
     def mask(leaf: Any, word: jax.Array) -> jax.Array:
-        leaf = leaf if hasattr(leaf, "shape") else jnp.asarray(leaf)
-        kept = entry_words(leaf, word ^ now, granularity) <= last
-        return jnp.broadcast_to(kept, leaf.shape)
+        # An abstract leaf cannot pass through jit, which a typed sharding needs.
+        rule = _kept if isinstance(leaf, jax.ShapeDtypeStruct) else _kept_jitted
+        return rule(leaf, word ^ now, last, granularity)
 
     masks = [mask(leaf, word) for (_, leaf), word in zip(leaves, words, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), masks)
+
+
+def _kept(
+    like: Any, seed: jax.Array, last: jax.Array, granularity: Granularity
+) -> jax.Array:
+    kept = entry_words(like, seed, granularity) <= last
+    return jnp.broadcast_to(kept, like.shape)
+
+
+# The leaf's values are unused, but its devices are where the mask is made.
+_kept_jitted = jax.jit(_kept, static_argnums=3, keep_unused=True)
 
 
 def last_kept_word(keep_rate: Any) -> jax.Array:

@@ -69,14 +69,15 @@ def gradient_dropout(
     Guarantees:
       - Structure, shapes and dtypes are kept; float16 and bfloat16 are rescaled
         in float32. Dropped entries are exactly zero, also where the gradient is NaN.
-      - ``keep_rate=1.0`` returns the updates bit for bit.
+      - ``keep_rate=1.0`` returns the updates bit for bit (a schedule that reaches 1
+        multiplies by 1, which may flush subnormal numbers to zero).
       - With ``rescale`` the expected update equals the incoming one.
       - The mask is a pure function of (key, step, leaf path, entry index): the same
         under ``jit``, in a ``scan``, on any sharding and device count, after a
         restore, and when other leaves come or go. Inside ``jax.shard_map`` the index
         counts within the block. :func:`dropout_mask` gives it.
-      - One multiply-free loop: XLA fuses the hash into the optimizer's own pass; no
-        mask array and no communication.
+      - XLA fuses the hash into the optimizer's own pass: no mask array, and under SPMD
+        no communication. (Gaussian noise costs more: XLA materialises it.)
       - Derivatives through the update treat the noise as a constant.
 
     Args:
@@ -85,7 +86,8 @@ def gradient_dropout(
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
         dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
         in ``static_args``.
-      rescale: divide survivors by ``keep_rate``; Gaussian noise has mean 1 anyhow.
+      rescale: multiply survivors by 1 / ``keep_rate``; Gaussian noise has mean 1
+        anyhow.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
         is one row); or ``"leaf"``, one draw per leaf.
       distribution: ``"bernoulli"`` or ``"gaussian"``.
@@ -215,14 +217,14 @@ def _dropout(
         if isinstance(keep_rate, int | float) and keep_rate == 1:
             return updates, after
         rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
-        rate = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(rate, float)
+        scale = strength(rate) if rescale else jnp.ones_like(rate)
         last, now = last_kept_word(rate), step_words(state.step)
-        factor = strength(rate)
         leaves, layout = jax.tree.flatten(updates)
         known = state.words if isinstance(state.words, tuple) else ()
         checks.same_count(leaves, known, by="dropout")
         out = [
-            noise(leaf, words, now, last, factor, rescale, granularity)
+            noise(leaf, words, now, last, scale, granularity)
             for leaf, words in zip(leaves, known, strict=True)
         ]
         return jax.tree.unflatten(layout, out), after
@@ -232,47 +234,45 @@ def _dropout(
 
 # Both leaf rules are jitted and take everything as operands, constants included:
 # leaves of one shape then share one trace and one compiled kernel.
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=5)
 def _bernoulli(
     update: jax.Array,
     words: jax.Array,
     now: jax.Array,
     last: jax.Array,
-    factor: jax.Array,
-    rescale: bool,
+    scale: jax.Array,
     granularity: Granularity,
 ) -> jax.Array:
     keep = entry_words(update, words ^ now, granularity) <= last
-    if rescale:
-        wide = np.promote_types(update.dtype, np.float32)
-        kept = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
-    else:
-        kept = update
-    return jnp.where(keep, kept, jnp.zeros((), update.dtype))
+    return jnp.where(keep, _scaled(update, scale), jnp.zeros((), update.dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=5)
 def _gaussian(
     update: jax.Array,
     words: jax.Array,
     now: jax.Array,
     last: jax.Array,
-    factor: jax.Array,
-    rescale: bool,
+    scale: jax.Array,
     granularity: Granularity,
 ) -> jax.Array:
-    del last, rescale
+    del last
     bits = entry_words(update, words ^ now, granularity)
-    # 24 bits, centred in their cells: strictly between -1 and 1, symmetric about 0.
+    # 24 bits, centred in their cells: strictly between 0 and 2, symmetric about 1.
     uniform = ((bits >> 8).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-23)
     normal = jax.lax.erf_inv(uniform - 1) * np.float32(np.sqrt(2))
-    noise = 1 + normal * factor
+    return _scaled(update, 1 + normal * scale.astype(jnp.float32))
+
+
+def _scaled(update: jax.Array, factor: jax.Array) -> jax.Array:
+    """The product, taken in at least float32."""
     wide = np.promote_types(update.dtype, np.float32)
-    return (update.astype(wide) * noise.astype(wide)).astype(update.dtype)
+    return (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
 
 
-# With the one number of the rate that each needs. Not a division by the rate: XLA
-# makes it a product where the rate is a constant, and jit would differ from eager.
+# For each distribution the leaf rule, and the one number it needs of the rate. Not a
+# division by the rate: XLA makes it a product, where the rate is a constant in another
+# way than where it is an operand, and jit would differ from eager.
 _NOISE = {
     "bernoulli": (_bernoulli, lambda rate: 1 / rate),
     "gaussian": (_gaussian, lambda rate: jnp.sqrt((1 - rate) / rate)),
