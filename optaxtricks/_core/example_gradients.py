@@ -83,6 +83,7 @@ def leading_size(tree: Any) -> int:
 
 def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
     """Adds `part` of every `width` examples to the sums, chunk after chunk."""
+    examples = jax.tree.map(_gathered, examples)
     size = leading_size(examples)
     chunks = size // width
 
@@ -98,3 +99,11 @@ def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
         tail = jax.tree.map(lambda x: x[chunks * width :], examples)
         sums = plus(sums, part(tail))
     return sums
+
+
+def _gathered(x: jax.Array) -> jax.Array:
+    """Frees the example axis of an Explicit mesh axis, which no scan may split."""
+    sharding = jax.typeof(x).sharding
+    if sharding.mesh.empty or sharding.spec[:1] in ((), (None,)):
+        return x
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(None, *sharding.spec[1:]))

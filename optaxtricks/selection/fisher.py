@@ -10,10 +10,8 @@ import numpy as np
 
 from .._core import checks
 from .._core.batches import batches_of, checked_batches, with_progress
-from .._core.counter_hash import key_words
 from .._core.example_gradients import (
     Leaves,
-    Objective,
     clipped,
     each,
     filled,
@@ -24,11 +22,18 @@ from .._core.example_gradients import (
     plus,
     powers,
 )
+from .._core.likelihood import (
+    LABELS,
+    Labels,
+    checked_output,
+    expected_scores,
+    label_objective,
+    label_scores,
+    sampling_key,
+)
 from .._core.selectors import Selector, matches
 
-Labels = Literal["observed", "sampled", "expected"]
 Per = Literal["example", "batch"]
-LogP = Callable[[Leaves, Any], jax.Array]
 
 # Mean |log of the sum of probabilities| above which they are none; bfloat16 stays
 # far below it and raw logits far above.
@@ -157,7 +162,7 @@ def fisher_information(
         with_holes(chosen), by="fisher_information", allow_complex=False, remedy="where"
     )
     plan = _Plan(
-        log_p=lambda chosen, rest, example: _checked_output(
+        log_p=lambda chosen, rest, example: checked_output(
             log_likelihood(fill(chosen, rest), example), labels
         ),
         labels=labels,
@@ -169,7 +174,7 @@ def fisher_information(
     stream = batches_of(batches)
     if progress:
         stream = with_progress(stream, "Fisher information")
-    sums, count = _sums(plan, chosen, rest, _sampling_key(key, labels), stream)
+    sums, count = _sums(plan, chosen, rest, sampling_key(key, labels), stream)
     *scores, excess = [x / count for x in sums]
     _check_scores(with_holes(scores), excess)
     return with_holes(scores)
@@ -214,11 +219,11 @@ def _add_batch(
     size = leading_size(batch)
     numbered = batch, first + jnp.arange(size, dtype=jnp.uint32)
     log_p = lambda chosen, example: plan.log_p(chosen, rest, example)
-    objective = functools.partial(_objective, log_p, key, plan.labels)
+    objective = functools.partial(label_objective, log_p, key, plan.labels)
     if plan.per == "example":
-        rule, on = _label_scores, objective
+        rule, on = label_scores, objective
         if plan.labels == "expected":
-            rule, on = _expected_scores, log_p
+            rule, on = expected_scores, log_p
         part = each(functools.partial(rule, on, plan.power, chosen))
         return fold(part, sums, numbered, min(plan.microbatch_size or 1, size))
     part = gradient_sum(objective, chosen)
@@ -227,77 +232,6 @@ def _add_batch(
     *means, excess = [x / size for x in total]
     grads = [clipped(x, plan.clip_norm) for x in means]
     return plus(sums, [*powers(grads, plan.power), excess])
-
-
-def _objective(
-    log_p: LogP, key: Any, labels: Labels, chosen: Leaves, numbered: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The log-likelihood of an example's label, observed or drawn, and the excess."""
-    example, number = numbered
-    logs = log_p(chosen, example)
-    if labels == "observed":
-        return logs, jnp.zeros((), jnp.float32)
-    frozen = jax.lax.stop_gradient(logs).astype(jnp.float32)
-    label = jax.random.categorical(jax.random.fold_in(key, number), frozen)
-    return logs[label], _excess(frozen)
-
-
-def _label_scores(
-    objective: Objective, power: int, chosen: Leaves, numbered: Any
-) -> Leaves:
-    grads, excess = jax.grad(objective, has_aux=True)(chosen, numbered)
-    return [*powers(grads, power), excess]
-
-
-def _expected_scores(log_p: LogP, power: int, chosen: Leaves, numbered: Any) -> Leaves:
-    """The expectation over classes: one forward pass and a backward pass for each."""
-    logs, pullback = jax.vjp(lambda chosen: log_p(chosen, numbered[0]), chosen)
-    classes = jnp.arange(logs.shape[0])
-
-    def add(sums: Leaves, term: tuple[jax.Array, jax.Array]) -> tuple[Leaves, None]:
-        label, p = term
-        (grads,) = pullback((classes == label).astype(logs.dtype))
-        # An impossible class (log p = -inf) has no gradient, and no say.
-        weighted = [jnp.where(p == 0, 0, p * x) for x in powers(grads, power)]
-        return plus(sums, weighted), None
-
-    zeros = [jnp.zeros(jnp.shape(x), jnp.float32) for x in chosen]
-    probabilities = jnp.exp(logs.astype(jnp.float32))
-    sums, _ = jax.lax.scan(add, zeros, (classes, probabilities))
-    return [*sums, _excess(logs)]
-
-
-def _excess(logs: jax.Array) -> jax.Array:
-    """How far the probabilities are from summing to one, on a log scale."""
-    return jnp.abs(jax.nn.logsumexp(logs.astype(jnp.float32)))
-
-
-def _sampling_key(key: Any, labels: str) -> jax.Array | None:
-    if labels != "sampled":
-        return None
-    if key is None:
-        raise ValueError("labels='sampled' needs a key.")
-    words = key_words(key)
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    # Raw words do not say whose they are; two of them are threefry's.
-    impl = "threefry2x32" if words.shape[0] == 2 else None
-    return jax.random.wrap_key_data(jnp.asarray(words), impl=impl)
-
-
-def _checked_output(logs: Any, labels: str) -> jax.Array:
-    rank = 0 if labels == "observed" else 1
-    shape = getattr(logs, "shape", None)
-    if shape is None or len(shape) != rank or 0 in shape:
-        raise ValueError(
-            "log_likelihood must return "
-            f"{['a scalar', 'a vector of log-probabilities'][rank]} for "
-            f"labels={labels!r}, got "
-            f"{type(logs).__name__ if shape is None else f'shape {tuple(shape)}'}."
-        )
-    if not jnp.issubdtype(logs.dtype, jnp.floating):
-        raise TypeError(f"log_likelihood must return floats, got {logs.dtype}.")
-    return logs
 
 
 def _check_options(
@@ -310,7 +244,7 @@ def _check_options(
 ) -> None:
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood must be callable, got {log_likelihood!r}.")
-    checks.chosen(("observed", "sampled", "expected"), labels=labels)
+    checks.chosen(LABELS, labels=labels)
     checks.chosen(("example", "batch"), per=per)
     checks.chosen((1, 2), power=power)
     if per == "batch" and labels == "expected":

@@ -1,0 +1,115 @@
+"""Fisher information of a BERT-like encoder, against one plain batch-gradient pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import optaxtricks as ot
+
+from . import harness
+from .finetune.encoder import Classifier, EncoderConfig
+
+Batch = tuple[jax.Array, jax.Array]
+BATCH, LENGTH, CLASSES = 16, 48, 2
+# all-MiniLM-L6: 22.6 million parameters, 11.7 million of them in the word table.
+SIZES = {
+    "tiny": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1},
+    "full": {"vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6},
+}
+
+
+def classifier(size: str) -> tuple[Any, Any]:
+    """The graph and the parameters of the encoder with a classifier on top."""
+    width = SIZES[size]["hidden_size"]
+    config = EncoderConfig(
+        **SIZES[size],
+        model_type="bert",
+        num_attention_heads=width // 32,
+        intermediate_size=4 * width,
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+    )
+    return nnx.split(Classifier(config, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def examples(size: str) -> Batch:
+    """One batch of random token ids and labels."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(SIZES[size]["vocab_size"], size=(BATCH, LENGTH))
+    labels = rng.integers(CLASSES, size=BATCH)
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(labels, jnp.int32)
+
+
+def likelihood(graph: Any) -> Callable[[Any, Batch], jax.Array]:
+    """Mean log-likelihood of a batch as a function of parameters."""
+
+    def log_likelihood(params: Any, batch: Batch) -> jax.Array:
+        ids, labels = batch
+        model = nnx.merge(graph, params)
+        logits = model(ids, jnp.zeros_like(ids), jnp.ones(ids.shape, bool))
+        logs = jax.nn.log_softmax(logits)
+        return jnp.take_along_axis(logs, labels[:, None], axis=1).mean()
+
+    return log_likelihood
+
+
+def sides(size: str) -> dict[str, tuple[Any, Callable[[Any, Batch], Any]]]:
+    """Name -> (parameters to differentiate, function to compile)."""
+    graph, params = classifier(size)
+    batch_mean = likelihood(graph)
+    one = lambda params, example: batch_mean(
+        params, jax.tree.map(lambda x: x[None], example)
+    )
+    body, table = ot.split(params, lambda path, leaf: "word" not in path)
+    plain_body = lambda body, batch: jax.grad(
+        lambda body: batch_mean(ot.merge(body, table), batch)
+    )(body)
+    fisher = lambda **how: (
+        lambda params, batch: ot.fisher_information(one, params, batch, **how)
+    )
+    return {
+        "batch gradient": (params, jax.grad(batch_mean)),
+        "fisher, microbatch 1": (params, fisher()),
+        "fisher, microbatch 4": (params, fisher(microbatch_size=4)),
+        "fisher, microbatch 16": (params, fisher(microbatch_size=16)),
+        "fisher, per batch": (params, fisher(per="batch")),
+        "batch gradient, no table": (body, plain_body),
+        "fisher, no table": (params, fisher(where="^(?!.*word)")),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compares one batch of each side; compilation is not counted."""
+    options = harness.arguments(__doc__, argv)
+    batch = examples(options.size)
+    compiled = {
+        name: (jax.jit(run).lower(params, batch).compile(), params)
+        for name, (params, run) in sides(options.size).items()
+    }
+    calls = {name: (lambda c=c, p=p: c(p, batch)) for name, (c, p) in compiled.items()}
+    seconds = harness.alternate(calls, windows=3 if options.size == "tiny" else 7)
+    rows = []
+    for name in calls:
+        base = "batch gradient" + (", no table" if "no table" in name else "")
+        rows.append(
+            {
+                "side": name,
+                "ms": 1e3 * seconds[name],
+                "ratio to its batch gradient": seconds[name] / seconds[base],
+                "temp MB": harness.temp_bytes(compiled[name][0]) / 1e6,
+            }
+        )
+    harness.publish("bench_fisher", rows, options)
+
+
+if __name__ == "__main__":
+    main()
