@@ -1,0 +1,93 @@
+"""The one table of transformations that the contract tests run over.
+
+A new transformation needs one new row. What it cannot do is a field of its row, so no
+test asks for a name.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optaxtricks as ot
+
+from .problems import small_tree
+
+ALL_DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64")
+REAL_DTYPES = ALL_DTYPES[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A public factory with arguments, and what may be asked of its result.
+
+    Attributes:
+      factory: the public function.
+      arguments: from parameters, the keyword arguments; fresh arrays at every call.
+      inject: names of numeric arguments that `optax.inject_hyperparams` may replace.
+      params: from a dtype, parameters the transformation is at home with.
+      extra_args: from parameters, extra arguments that `update` cannot do without.
+      dtypes: the dtypes of parameters it accepts.
+      elementwise: an entry of the update depends on that entry's own history alone,
+        so no device needs to hear from another.
+      ulps: how far compiled and eager arithmetic may differ.
+    """
+
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    arguments: Callable[[Any], dict[str, Any]] = lambda params: {}
+    inject: tuple[str, ...] = ()
+    params: Callable[[Any], Any] = small_tree
+    extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
+    dtypes: tuple[str, ...] = ALL_DTYPES
+    elementwise: bool = True
+    ulps: int = 0
+
+    def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
+        """A fresh transformation for parameters laid out like these."""
+        return self.factory(**self.arguments(params))
+
+
+CASES: dict[str, Case] = {
+    "gradient_dropout": Case(
+        ot.gradient_dropout,
+        lambda params: {"keep_rate": 0.5, "key": 0},
+        inject=("keep_rate",),
+    ),
+    "gradient_dropout_schedule": Case(
+        ot.gradient_dropout,
+        lambda params: {
+            "keep_rate": lambda step: jnp.where(step < 1, 0.75, 0.5),
+            "key": np.asarray([1, 2], np.uint32),
+        },
+    ),
+    "gradient_dropout_row": Case(
+        ot.gradient_dropout,
+        lambda params: {"keep_rate": 0.5, "key": 1, "granularity": "row"},
+        inject=("keep_rate",),
+    ),
+    "gradient_dropout_gaussian": Case(
+        ot.gradient_dropout,
+        lambda params: {"keep_rate": 0.5, "key": 2, "distribution": "gaussian"},
+        inject=("keep_rate",),
+        ulps=4,
+    ),
+    "update_dropout": Case(
+        ot.update_dropout,
+        lambda params: {"keep_rate": 0.3, "key": jax.random.key(3)},
+        inject=("keep_rate",),
+    ),
+    "update_dropout_leaf": Case(
+        ot.update_dropout,
+        lambda params: {
+            "keep_rate": 0.5,
+            "key": jax.random.key_data(jax.random.key(4)),
+            "granularity": "leaf",
+            "rescale": False,
+        },
+        inject=("keep_rate",),
+    ),
+}
