@@ -90,12 +90,15 @@ class Problem:
 
 
 def warm_up_then_decay(peak: Any, steps: int) -> optax.Schedule:
-    """Linear from 0 to `peak` in a tenth of the steps, then linear to 0."""
+    """Linear up to `peak` in a tenth of the steps, then linear down towards 0.
+
+    Neither end is 0 itself, where a step would be spent on nothing.
+    """
     rise = max(1, round(WARM_UP * steps))
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / rise, peak, max(1, rise - 1)),
-            optax.linear_schedule(peak, 0.0, max(1, steps - rise)),
+            optax.linear_schedule(peak, 0.0, steps - rise + 1),
         ],
         [rise - 1],
     )

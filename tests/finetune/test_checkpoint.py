@@ -58,7 +58,9 @@ def test_half_precision_weights_are_widened(checkpoint, dtype):
 def test_a_vocabulary_file_serves_as_tokenizer(checkpoint):
     stored = json.loads((checkpoint / "tokenizer.json").read_text())
     vocabulary = stored["model"]["vocab"]
-    (checkpoint / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    (checkpoint / "vocab.txt").write_text(
+        "\n".join(sorted(vocabulary, key=vocabulary.get))
+    )
     expected = open_checkpoint(checkpoint).tokenizer.encode("Return the mean!", "open")
     (checkpoint / "tokenizer.json").unlink()
     found = open_checkpoint(checkpoint).tokenizer.encode("Return the mean!", "open")

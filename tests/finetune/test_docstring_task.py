@@ -6,9 +6,8 @@ from benchmarks.finetune.docstrings import LARGEST, SMALLEST, docstring_task
 from benchmarks.finetune.task import open_task
 
 
-def test_the_task_is_deterministic_and_has_its_stated_size():
-    task, again = open_task(None), open_task(None)
-    assert task == again
+def test_the_task_has_its_stated_size():
+    task = open_task(None)
     # Python versions differ a little in their docstrings.
     assert 20 <= len(task.labels) <= 32
     assert 1400 <= len(task.train) <= 2200
@@ -28,6 +27,7 @@ def test_sources_are_parsed_and_not_run(tmp_path):
         (folder / "part.py").write_text(body.replace("Text", f"The {name}"))
     (tmp_path / "alpha" / "broken.py").write_text("def (:\n")
     train, dev = docstring_task(tmp_path)
+    assert (train, dev) == docstring_task(tmp_path)
     assert {row["label"] for row in train} == {"alpha", "beta"}
     assert (len(train), len(dev)) == (98, 42)
     assert all("  " not in row["text"] for row in train)

@@ -1,0 +1,143 @@
+"""Every recipe trains what it claims to train, and nothing else."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.finetune.checkpoint import open_checkpoint
+from benchmarks.finetune.recipes import FISH_FRACTION, KEEP_FRACTION, RECIPES
+from benchmarks.finetune.task import encode, open_task
+from benchmarks.finetune.train import Masks, Problem, Program, warm_up_then_decay
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+SEED = 3
+
+
+@pytest.fixture
+def problem(checkpoint, task):
+    """The tiny task on the tiny BERT, three steps long."""
+    opened, rows = open_checkpoint(checkpoint), open_task(task)
+    prepared = [
+        encode(part, rows.labels, opened.tokenizer, opened.config, length=8)
+        for part in (rows.train, rows.dev)
+    ]
+    return Problem(opened.config, opened.encoder, 2, *prepared, steps=3, batch_size=8)
+
+
+def train(problem, name, learning_rate=1e-2):
+    """Parameters before and after, the mask, and the record of a short run."""
+    mask = Masks(problem, [name]).get(name, SEED)
+    after, record = Program(problem, RECIPES[name]).run(
+        learning_rate=learning_rate,
+        seed=SEED,
+        mask=mask,
+        evaluate=lambda params: 0.5,
+        evaluations=1,
+    )
+    return problem.initial(SEED), after, mask, record
+
+
+def moved(before, after):
+    """A tree of Boolean arrays: which entries changed by as much as a bit."""
+    return jax.tree.map(lambda x, y: np.asarray(x) != np.asarray(y), before, after)
+
+
+def count(tree):
+    """Number of entries that are set."""
+    return sum(int(leaf.sum()) for leaf in jax.tree.leaves(tree))
+
+
+def size(tree):
+    """Number of entries."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def kernels(tree):
+    """The kernels of the layers: leaves with a gradient at every entry."""
+    flat = jax.tree.leaves_with_path(tree["encoder"]["layers"])
+    return [leaf for path, leaf in flat if "kernel" in str(path[-1])]
+
+
+def test_full_trains_every_leaf(problem):
+    before, after, _, record = train(problem, "full")
+    changed = moved(before, after)
+    assert all(leaf.any() for leaf in jax.tree.leaves(changed))
+    assert record["trained_parameters"] == size(before)
+    assert record["optimizer_state_bytes"] >= 8 * size(before)
+
+
+def test_head_leaves_the_encoder_bit_identical(problem):
+    before, after, _, record = train(problem, "head")
+    changed = moved(before, after)
+    assert count(changed["encoder"]) == 0
+    assert count(changed["head"]) == size(before["head"])
+    assert record["trained_parameters"] == size(before["head"])
+    assert record["optimizer_state_bytes"] < 10 * size(before["head"])
+
+
+def test_child_tuning_d_moves_kept_layer_entries_only(problem):
+    before, after, mask, record = train(problem, "child_tuning_d")
+    layers, changed = before["encoder"]["layers"], moved(before, after)
+    kept = mask["encoder"]["layers"]
+    assert count(kept) == math.floor(KEEP_FRACTION * size(layers) + 1e-6)
+    stray = jax.tree.map(
+        lambda c, k: c & ~np.asarray(k), changed["encoder"]["layers"], kept
+    )
+    assert count(stray) == 0
+    assert count(changed["encoder"]["layers"]) > 0.99 * count(kept)
+    assert changed["encoder"]["embeddings"]["word"]["embedding"].any()
+    assert changed["head"]["kernel"].all()
+    dense = size(before) - size(layers)
+    assert record["trained_parameters"] == dense + count(kept)
+
+
+def test_child_tuning_f_drops_gradients_but_reaches_every_leaf(problem):
+    before, after, _, record = train(problem, "child_tuning_f")
+    assert all(leaf.any() for leaf in jax.tree.leaves(moved(before, after)))
+    assert record["trained_parameters"] == size(before)
+    _, other, _, _ = train(problem, "full")
+    assert count(moved(after, other)) > 0.5 * size(before)
+
+
+def test_update_dropout_moves_the_kept_share_in_one_step(problem):
+    once = dataclasses.replace(problem, steps=1)
+    before, after, _, record = train(once, "update_dropout")
+    changed = kernels(moved(before, after))
+    share = count(changed) / size(changed)
+    error = math.sqrt(KEEP_FRACTION * (1 - KEEP_FRACTION) / size(changed))
+    assert abs(share - KEEP_FRACTION) < 5 * error
+    assert record["trained_parameters"] == size(before)
+
+
+def test_fish_moves_exactly_its_mask_and_the_head(problem):
+    before, after, mask, record = train(problem, "fish")
+    changed = moved(before, after)
+    kept = jax.tree.map(np.asarray, mask["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, changed["encoder"], kept)
+    assert count(kept) == math.floor(FISH_FRACTION * size(before["encoder"]) + 1e-6)
+    assert count(changed["head"]) == size(before["head"])
+    assert record["trained_parameters"] == count(kept) + size(before["head"])
+    assert record["optimizer_state_bytes"] < 0.2 * size(before) * 4
+
+
+def test_every_recipe_is_tested_here():
+    tested = {name for name in RECIPES if any(f"test_{name}_" in t for t in globals())}
+    assert tested == set(RECIPES)
+
+
+def test_grids_have_one_size_and_hold_the_default_rate():
+    sizes = {len(set(recipe.grid)) for recipe in RECIPES.values()}
+    assert len(sizes) == 1
+    assert all(recipe.learning_rate in recipe.grid for recipe in RECIPES.values())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 200])
+def test_the_schedule_peaks_once_and_is_never_zero(steps):
+    schedule = warm_up_then_decay(2.0, steps)
+    rates = [float(schedule(step)) for step in range(steps)]
+    assert max(rates) == pytest.approx(2.0)
+    assert np.argmax(rates) == max(1, round(steps / 10)) - 1
+    assert min(rates) > 0
