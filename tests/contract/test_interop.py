@@ -104,7 +104,7 @@ def test_masked_and_partition_show_it_the_visible_leaves_only(case: Case) -> Non
 @each_case
 def test_optax_still_finds_parameters_inside_partition(case: Case) -> None:
     params = case.params(jnp.float32)
-    tx = optax.partition({"it": case.make(params)}, lambda tree: _all(tree, "it"))
+    tx: Any = optax.partition({"it": case.make(params)}, lambda tree: _all(tree, "it"))
     state = tx.init(params)
     same = optax.tree.map_params(tx, lambda leaf: leaf, state)
     assert_same(same, state)
@@ -134,7 +134,7 @@ def test_injected_hyperparameters_act_like_arguments(case: Case) -> None:
     params = case.params(jnp.float32)
     arguments = case.arguments(params)
     static = tuple(set(arguments) - set(case.inject))
-    tx = optax.inject_hyperparams(case.factory, static_args=static)(**arguments)
+    tx: Any = optax.inject_hyperparams(case.factory, static_args=static)(**arguments)
     state = tx.init(params)
     assert set(case.inject) == set(state.hyperparams)
     update = jax.jit(tx.update)
@@ -157,7 +157,7 @@ def test_injected_hyperparameters_act_like_arguments(case: Case) -> None:
 @each_case
 def test_apply_if_finite_skips_a_bad_step(case: Case) -> None:
     params = case.params(jnp.float32)
-    tx = optax.apply_if_finite(case.make(params), max_consecutive_errors=2)
+    tx: Any = optax.apply_if_finite(case.make(params), max_consecutive_errors=2)
     state, extra = tx.init(params), case.extra_args(params)
     bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
     zero, after = tx.update(bad, state, params, **extra)
@@ -202,7 +202,7 @@ def test_every_container_gives_the_updates_of_a_dict(case: Case) -> None:
     want, _ = _first_update(case, case.make(plain), plain)
     for container in CONTAINERS.values():
         params = container(b, w)
-        got, state = _first_update(case, case.make(params), params)
+        got, _ = _first_update(case, case.make(params), params)
         assert jax.tree.structure(got) == jax.tree.structure(params)
         assert_same_leaves(got, want)
 

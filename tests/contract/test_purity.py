@@ -28,13 +28,12 @@ def test_a_factory_serves_a_second_set_of_parameters(case: Case) -> None:
     params = case.params(jnp.float32)
     tx, extra = case.make(params), case.extra_args(params)
     other = gradients(params, seed=9)
-    used = tx.update(gradients(params), tx.init(params), params, **extra)
-    again = tx.update(gradients(params), tx.init(other), other, **extra)
+    grads = gradients(params)
+    used = tx.update(grads, tx.init(params), params, **extra)
+    again = tx.update(grads, tx.init(other), other, **extra)
     fresh = case.make(params)
-    assert_same(
-        again, fresh.update(gradients(params), fresh.init(other), other, **extra)
-    )
-    assert_same(used, tx.update(gradients(params), tx.init(params), params, **extra))
+    assert_same(again, fresh.update(grads, fresh.init(other), other, **extra))
+    assert_same(used, tx.update(grads, tx.init(params), params, **extra))
 
 
 @each_case

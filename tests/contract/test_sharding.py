@@ -56,7 +56,7 @@ def test_any_placement_gives_the_bits_of_one_device_and_no_collective(
     compiled = jax.jit(tx.update).lower(grads, state, there, **extra).compile()
     updates, after = compiled(grads, state, there, **extra)
     assert_same((updates, after), one)
-    assert not COLLECTIVE.findall(compiled.as_text())
+    assert not COLLECTIVE.findall(compiled.as_text() or "")
     for got, want in zip(*map(jax.tree.leaves, (updates, there)), strict=True):
         assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
 
@@ -66,7 +66,7 @@ def test_eager_init_places_the_state_for_good(case: Case) -> None:
     params = _place(case.params(jnp.float32), _mesh(AxisType.Explicit), ROWS)
     tx, extra = case.make(params), case.extra_args(params)
     state = tx.init(params)
-    _, after = jax.jit(tx.update)(gradients_like(params), state, params, **extra)
+    _, after = jax.jit(tx.update)(params, state, params, **extra)
     for before, now in zip(*map(jax.tree.leaves, (state, after)), strict=True):
         if len(before.sharding.device_set) > 1:
             assert now.sharding.is_equivalent_to(before.sharding, now.ndim)
@@ -76,14 +76,7 @@ def test_eager_init_places_the_state_for_good(case: Case) -> None:
             assert leaf.sharding.is_equivalent_to(shapes[leaf.shape], leaf.ndim)
 
 
-def gradients_like(params: Any) -> Any:
-    """Gradients placed as the parameters are."""
-    return jax.tree.map(
-        lambda g, p: jax.device_put(g, p.sharding), gradients(params), params
-    )
-
-
 def test_the_search_for_collectives_finds_one() -> None:
     there = _place({"w": jnp.ones((8, 16))}, _mesh(AxisType.Auto), ROWS)
     text = jax.jit(lambda tree: tree["w"].sum()).lower(there).compile().as_text()
-    assert COLLECTIVE.findall(text)
+    assert COLLECTIVE.findall(text or "")

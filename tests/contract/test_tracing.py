@@ -43,7 +43,8 @@ def test_one_trace_serves_every_step_and_every_call_style(case: Case) -> None:
     # In a scan, and for a batch of states that stand at different steps.
     extra = case.extra_args(params)
     stacked = _stack([gradients(params, seed) for seed in range(STEPS)])
-    scan = lambda state, grads: update(grads, state, params, **extra)[::-1]
+    step = lambda grads, state: update(grads, state, params, **extra)
+    scan = lambda state, grads: step(grads, state)[::-1]
     last, scanned = jax.jit(lambda *args: jax.lax.scan(scan, *args))(states[0], stacked)
     assert_same((last, scanned), (states[-1], _stack(outputs)), ulps=case.ulps)
     batched = jax.jit(
