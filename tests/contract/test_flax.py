@@ -1,5 +1,6 @@
 """In Flax's own training loops every case walks the path it walks in plain JAX."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,9 +40,7 @@ def test_linen_train_state(case: Case) -> None:
     params: Any = linen_params()
     tx = _optimizer(case, params)
     extra = case.extra_args(params)
-    flow = optax.GradientTransformation(
-        tx.init, lambda *args: tx.update(*args, **extra)
-    )
+    flow = optax.GradientTransformation(tx.init, partial(tx.update, **extra))
     train = TrainState.create(apply_fn=LinenNet().apply, params=params, tx=flow)
     state = tx.init(params)
     for _ in range(STEPS):

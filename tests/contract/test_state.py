@@ -125,7 +125,7 @@ def test_optax_finds_the_parameter_shaped_parts(case: Case) -> None:
         found.append(leaf.shape == param.shape)
         return leaf + 1
 
-    changed = optax.tree.map_params(tx, visit, state, params)
+    changed: Any = optax.tree.map_params(tx, visit, state, params)
     assert len(found) >= len(jax.tree.leaves(params))
     assert all(found)
     assert layout(changed) == layout(state)
