@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 Records = list[dict[str, Any]]
@@ -13,6 +14,7 @@ Records = list[dict[str, Any]]
 # Okabe and Ito's colours, which differ for colour-blind readers too; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
 BASELINE = "full"
 
 
@@ -92,9 +94,11 @@ def title(results: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> Table:
     """The comparison for a terminal, 80 columns wide."""
-    result = Table(title=title(results))
+    caption = "rate: peak learning rate; state: the optimizer's, temp: peak, in MB"
+    style = {"box": box.SIMPLE_HEAD, "pad_edge": False}
+    result = Table(title=title(results), caption=caption, **style)
     result.add_column("recipe", no_wrap=True)
-    columns = ("rate", "dev %", "trained", "state MB", "ms/step", "temp MB")
+    columns = ("rate", "dev %", "trained", "state", "ms/step", "temp")
     for column in columns:
         result.add_column(column, justify="right", no_wrap=True)
     for name, entry in results["recipes"].items():
@@ -132,11 +136,16 @@ def plot(results: dict[str, Any]) -> bytes:
     summary = results["recipes"]
     for index, (name, entry) in enumerate(summary.items()):
         colour = COLOURS[index % len(COLOURS)]
-        _draw_curve(left, name, entry["curve"], colour, MARKERS[index % len(MARKERS)])
+        style = {
+            "color": colour,
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": DASHES[index % len(DASHES)],
+        }
+        _draw_curve(left, name, entry["curve"], style)
         _draw_bar(right, index, entry["accuracy"], colour)
     left.set(xlabel="training step", ylabel="dev accuracy (%)", xlim=(0, None))
     left.grid(alpha=0.3)
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower right")
     right.set(xlabel="final dev accuracy (%)", xlim=(0, 100))
     right.set_yticks(range(len(summary)), list(summary))
     right.invert_yaxis()
@@ -148,15 +157,17 @@ def plot(results: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_curve(axes: Any, name: str, curve: list, colour: str, marker: str) -> None:
+def _draw_curve(axes: Any, name: str, curve: list, style: dict[str, str]) -> None:
     steps = [p["step"] for p in curve]
     means = [100 * p["mean"] for p in curve]
-    axes.plot(steps, means, color=colour, marker=marker, markersize=5, label=name)
+    axes.plot(steps, means, markersize=5, label=name, **style)
     errors = [p["standard_error"] for p in curve]
     if None not in errors:
         low = [m - 100 * e for m, e in zip(means, errors, strict=True)]
         high = [m + 100 * e for m, e in zip(means, errors, strict=True)]
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            steps, low, high, color=style["color"], alpha=0.15, linewidth=0
+        )
 
 
 def _draw_bar(axes: Any, place: int, accuracy: dict[str, Any], colour: str) -> None:

@@ -22,7 +22,7 @@ from .task import Examples
 
 WARM_UP = 0.1
 HEAD_SCALE = 0.02
-FISHER_EXAMPLES = 512
+FISHER_EXAMPLES = 256
 FISHER_BATCH = 16
 EVALUATION_BATCH = 64
 
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 64
 KEY_KIND = "unsafe_rbg"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """What all recipes share: the pretrained encoder, the data, the budget."""
 
@@ -208,10 +208,12 @@ class Program:
         trained = self._recipe.trained(params, mask)
         tx = self.transformation(learning_rate, jax.random.key(seed), mask)
         state = tx.init(params)
-        costs = {"trained_parameters": trained, "optimizer_state_bytes": _bytes(state)}
+        costs: dict[str, Any] = {"trained_parameters": trained}
+        costs["optimizer_state_bytes"] = _bytes(state)
         key, peak = jax.random.key(seed, impl=KEY_KIND), np.float32(learning_rate)
         points = np.linspace(0, problem.steps, evaluations + 1).round()[1:]
-        curve, times, losses, step = [], [], [], None
+        curve, times, losses = [], [], []
+        step: Any = None
         for count, batch in enumerate(problem.batches(seed)):
             arguments = (params, state, batch, key, np.int32(count), peak)
             step = step or self.compiled(mask, *arguments)

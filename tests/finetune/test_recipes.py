@@ -137,7 +137,7 @@ def test_grids_have_one_size_and_hold_the_default_rate():
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 200])
 def test_the_schedule_peaks_once_and_is_never_zero(steps):
     schedule = warm_up_then_decay(2.0, steps)
-    rates = [float(schedule(step)) for step in range(steps)]
+    rates = [np.asarray(schedule(step)).item() for step in range(steps)]
     assert max(rates) == pytest.approx(2.0)
     assert np.argmax(rates) == max(1, round(steps / 10)) - 1
     assert min(rates) > 0
