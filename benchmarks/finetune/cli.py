@@ -8,8 +8,8 @@ import pathlib
 from .errors import InputError
 from .recipes import RECIPES
 
-QUICK = {"seeds": 1, "evaluations": 4, "out": "finetune-quick"}
-FULL = {"seeds": 5, "evaluations": 6, "out": "finetune"}
+QUICK = {"seeds": 1, "evaluations": 4}
+FULL = {"seeds": 5, "evaluations": 6}
 RESULTS = pathlib.Path("benchmarks/results")
 
 
@@ -31,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     size = FULL if options.full else QUICK
     options.seeds = options.seeds or size["seeds"]
     options.evaluations = min(size["evaluations"], options.steps)
-    options.out = options.out or RESULTS / size["out"]
+    options.out = options.out or RESULTS / f"finetune{'' if options.full else '-quick'}"
     _check_writable(options.out)
     return options
 
