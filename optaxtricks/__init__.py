@@ -7,6 +7,7 @@ from .selection import label_by_path as label_by_path
 from .selection import merge as merge
 from .selection import select as select
 from .selection import split as split
+from .selection import top_fraction_mask as top_fraction_mask
 from .transforms import DropoutState as DropoutState
 from .transforms import gradient_dropout as gradient_dropout
 from .transforms import update_dropout as update_dropout
@@ -21,5 +22,6 @@ __all__ = [
     "merge",
     "select",
     "split",
+    "top_fraction_mask",
     "update_dropout",
 ]

@@ -18,6 +18,16 @@ def fraction(**named: Any) -> None:
             raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
 
 
+def fixed_fraction(**named: Any) -> None:
+    """Rejects all but a number in (0, 1] that is known at once."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=False)
+        if number is None:
+            raise TypeError(f"{name} must be a number, not a traced value.")
+        if not 0.0 < number <= 1.0:
+            raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
+
+
 def positive(**named: Any) -> None:
     """Rejects a number that is not above zero (NaN and infinity included)."""
     for name, value in named.items():

@@ -7,6 +7,7 @@ from .labels import label_by_path as label_by_path
 from .selectors import merge as merge
 from .selectors import select as select
 from .selectors import split as split
+from .top_fraction import top_fraction_mask as top_fraction_mask
 
 __all__ = [
     "PathLabels",
@@ -16,4 +17,5 @@ __all__ = [
     "merge",
     "select",
     "split",
+    "top_fraction_mask",
 ]

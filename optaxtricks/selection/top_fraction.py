@@ -1,0 +1,193 @@
+"""The entries with the highest scores, as masks: one global ranking or one a leaf."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core import checks
+from .._core.paths import path_of
+from .._core.selectors import Selector, matches
+from .._core.top_entries import as_pair, largest, plan_for
+
+Scope = Literal["global", "leaf"]
+Rule = Literal["exact", "percentile"]
+
+
+def top_fraction_mask(
+    scores: Any,
+    keep_fraction: float,
+    *,
+    where: Selector | None = None,
+    scope: Scope = "global",
+    rule: Rule = "exact",
+) -> Any:
+    r"""Masks of the entries with the highest scores (Child-Tuning-D, FISH mask).
+
+    Of the :math:`n` eligible entries the best fraction :math:`p` (``keep_fraction``)
+    is kept. With ``rule="exact"`` these are the first
+
+    .. math::
+        k = \max(1, \lfloor p n + 10^{-6} \rfloor)
+
+    entries by falling score, equal scores in order of position: leaf order, then
+    row-major. With ``rule="percentile"`` they are all entries with
+
+    .. math::
+        s_i \ge \mathrm{percentile}_{100 (1 - p)}(s),
+
+    linearly interpolated, as in the Child-Tuning code: :math:`\lfloor p (n - 1)
+    \rfloor + 1` of distinct scores (a product within :math:`10^{-6}` below an integer
+    counts as that integer), and more where scores tie. If more than a fraction
+    :math:`1 - p` of the scores are zero (unused heads, rows that only padding would
+    touch), the percentile is zero and *everything* is kept; the exact rule then fills
+    up with zero scores by position.
+
+    Nothing is sorted, concatenated or gathered. The threshold is found by bisection
+    on the bits of the scores, and ties are cut by bisection on position; both count
+    in integers, exact for any size.
+
+    Guarantees:
+      - ``rule="exact"`` keeps exactly :math:`k` entries, ties or not.
+      - The mask is the same under ``jit`` and on any sharding; over several devices
+        the only communication is all-reduces of counts, and masks are sharded like
+        their scores.
+      - float16, bfloat16, float32 and float64 are ranked without rounding; infinity
+        ranks first, and -0.0 as 0.0.
+
+    Args:
+      scores: a tree of non-negative scores, as :func:`fisher_information` gives it.
+        ``None`` stands for a leaf without scores, which is not eligible.
+      keep_fraction: the fraction :math:`p` in ``(0, 1]``.
+      where: which leaves are eligible, a selector as in :func:`select`; all by
+        default. Leaves that are not come back as ``True``: trained densely.
+      scope: ``"global"`` ranks all eligible entries together, ``"leaf"`` each leaf
+        by itself.
+      rule: ``"exact"`` or ``"percentile"``.
+
+    Returns:
+      A tree laid out like ``scores``: bool arrays for eligible leaves, the Python
+      bool ``True`` for the others and for ``None``. :func:`keep_entries` and
+      :func:`compact_entries` take it.
+
+    Raises:
+      ValueError: an argument out of range, ``where`` matches no leaf, no eligible
+        entry, a float64 NumPy array while JAX's x64 mode is off, or a score that is
+        negative or NaN. Under ``jit`` scores go unexamined: NaN then ranks above
+        infinity, and a negative score by its magnitude.
+      TypeError: ``keep_fraction`` is not a number, or scores are not real floats.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optaxtricks as ot
+      >>> scores = {"body": jnp.array([4.0, 0.5, 3.0, 0.5]), "head": jnp.ones(2)}
+      >>> mask = ot.top_fraction_mask(scores, 0.75, where="body")
+      >>> mask["body"].tolist(), mask["head"]
+      ([True, True, True, False], True)
+
+    References:
+      Xu et al., 2021, `Raise a Child in Large Language Model
+      <https://arxiv.org/abs/2109.05687>`_, the task-driven variant (code:
+      alibaba/AliceMind, one percentile over the leaves whose name has ``layer``).
+      Sung et al., 2021, `Training Neural Networks with Fixed Sparse Masks
+      <https://arxiv.org/abs/2111.09839>`_ (code: varunnair18/FISH, an exact global
+      top-k that charges the always trained head to the budget).
+    """
+    checks.fixed_fraction(keep_fraction=keep_fraction)
+    checks.chosen(_SCOPES, scope=scope)
+    checks.chosen(_RULES, rule=rule)
+    is_none = lambda node: node is None
+    entries, layout = jax.tree.flatten_with_path(scores, is_leaf=is_none)
+    eligible = iter(_eligible(scores, where))
+    chosen = [leaf is not None and next(eligible) for _, leaf in entries]
+    named = [(path_of(k), x) for (k, x), c in zip(entries, chosen, strict=True) if c]
+    masks = iter(_masks(named, float(keep_fraction), scope == "leaf", rule))
+    return jax.tree.unflatten(layout, [next(masks) if c else True for c in chosen])
+
+
+def _eligible(scores: Any, where: Selector | None) -> list[bool]:
+    if where is None:
+        return [True] * len(jax.tree.leaves(scores))
+    return matches(scores, where, name="where")
+
+
+def _masks(
+    named: Sequence[tuple[str, Any]], fraction: float, by_leaf: bool, rule: Rule
+) -> list[jax.Array]:
+    leaves = [_as_floats(path, leaf) for path, leaf in named]
+    if not any(leaf.size for leaf in leaves):
+        raise ValueError(
+            f"scores have no eligible entry: {len(leaves)} leaves are eligible, and "
+            "all of them are empty."
+        )
+    wide = jnp.float32
+    if any(leaf.dtype == jnp.float64 for leaf in leaves):
+        wide = jnp.float64
+    groups = list(range(len(leaves))) if by_leaf else [0] * len(leaves)
+    sizes = [0] * (groups[-1] + 1)
+    for group, leaf in zip(groups, leaves, strict=True):
+        sizes[group] += leaf.size
+    masks, bad = largest(
+        [leaf.astype(wide) for leaf in leaves],
+        as_pair([_RULES[rule](size, fraction) for size in sizes]),
+        as_pair(sizes),
+        plan=plan_for(
+            [leaf.shape for leaf in leaves],
+            groups,
+            spread=any(map(_may_be_spread, leaves)),
+        ),
+        exact=rule == "exact",
+    )
+    _check_scores([path for path, _ in named], bad)
+    return masks
+
+
+def _as_floats(path: str, leaf: Any) -> jax.Array:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"scores must be real floating-point arrays, but the leaf at {path!r} has "
+            f"dtype {dtype}."
+        )
+    array = jnp.asarray(leaf)
+    if isinstance(leaf, np.ndarray) and array.dtype != leaf.dtype:
+        raise ValueError(
+            f"scores at {path!r} have dtype {leaf.dtype}, which JAX would round to "
+            f"{array.dtype} and so make ties: cast them yourself or enable x64."
+        )
+    return array
+
+
+def _may_be_spread(leaf: jax.Array) -> bool:
+    return isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1
+
+
+def _check_scores(paths: Sequence[str], bad: jax.Array) -> None:
+    if isinstance(bad, jax.core.Tracer):
+        return
+    for path, (nans, negative) in zip(paths, np.asarray(bad).tolist(), strict=True):
+        if nans or negative:
+            raise ValueError(
+                f"scores must be non-negative, but the leaf at {path!r} has {nans} "
+                f"NaN and {negative} negative entries."
+            )
+
+
+def _exact_count(size: int, fraction: float) -> int:
+    return min(size, max(1, math.floor(fraction * size + 1e-6)))
+
+
+def _percentile_count(size: int, fraction: float) -> int:
+    """The rank of the smallest score that is not below the percentile.
+
+    The percentile lies between two neighbouring scores, or on one of them, so it
+    keeps what the upper one keeps, and no interpolation is needed.
+    """
+    return min(size, math.floor(fraction * (size - 1) + 1e-6) + 1)
+
+
+_SCOPES = ("global", "leaf")
+_RULES = {"exact": _exact_count, "percentile": _percentile_count}
