@@ -197,7 +197,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tree=TREES, threshold=st.integers(0, 9))
 def test_merge_undoes_split(tree: Any, threshold: int) -> None:
     leaves = jax.tree.leaves(tree)
