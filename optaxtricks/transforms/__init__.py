@@ -3,5 +3,13 @@
 from .dropout import DropoutState as DropoutState
 from .dropout import gradient_dropout as gradient_dropout
 from .dropout import update_dropout as update_dropout
+from .keep_entries import KeepEntriesState as KeepEntriesState
+from .keep_entries import keep_entries as keep_entries
 
-__all__ = ["DropoutState", "gradient_dropout", "update_dropout"]
+__all__ = [
+    "DropoutState",
+    "KeepEntriesState",
+    "gradient_dropout",
+    "keep_entries",
+    "update_dropout",
+]

@@ -1,0 +1,116 @@
+"""Masks of entries as callers give them, matched to leaves by path.
+
+By path rather than by tree structure, as `nnx.Optimizer` passes Variables to `init`
+and arrays to `update`, and a mask may come from either.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .paths import holes, leaves_with_paths, listing
+
+Entry: TypeAlias = bool | tuple[int, ...]
+"""What a mask says of a leaf: all of it, none of it, or a bool array of this shape."""
+
+
+class EntryMask:
+    """The layout of a checked mask: the entry at each of its paths."""
+
+    def __init__(self, mask: Any):
+        found = leaves_with_paths(mask)
+        if not found:
+            raise ValueError("mask is empty: it holds neither bools nor bool arrays.")
+        self._table = {path: _entry(path, value) for path, value in found}
+        if len(self._table) != len(found):
+            raise ValueError("mask has two leaves of the same path; rename one.")
+
+    def entries(self, tree: Any) -> list[Entry]:
+        """What the mask says of each leaf of `tree`, in leaf order."""
+        return [self._find(path) for path, _ in leaves_with_paths(tree)]
+
+    def check(self, params: Any) -> None:
+        """Rejects parameters that the mask does not fit, naming the leaf."""
+        leaves, gaps = leaves_with_paths(params), holes(params)
+        for path, leaf in leaves:
+            entry, shape = self._find(path), jnp.shape(leaf)
+            if not isinstance(entry, bool) and entry != shape:
+                raise ValueError(
+                    f"mask at {path!r}: expected shape {shape}, got {entry}."
+                )
+        known = [path for path, _ in leaves]
+        idle = [path for path in self._table if not _met(path, known, gaps)]
+        if leaves and idle:
+            raise ValueError(
+                f"mask entries that match no parameter: {listing(idle)}. Paths: "
+                f"{listing(known + gaps)}."
+            )
+
+    def _find(self, path: str) -> Entry:
+        prefix = path
+        while prefix not in self._table:
+            if not prefix:
+                raise ValueError(
+                    f"mask says nothing about the leaf at {path!r}; its entries: "
+                    f"{listing(self._table)}."
+                )
+            prefix = prefix.rpartition("/")[0]
+        entry = self._table[prefix]
+        if prefix != path and not isinstance(entry, bool):
+            raise ValueError(
+                f"mask at {prefix!r} is an array of shape {entry}, but there the "
+                f"parameters have further leaves, such as {path!r}."
+            )
+        return entry
+
+
+def mask_arrays(mask: Any) -> dict[str, jax.Array | np.ndarray]:
+    """The bool arrays of a checked mask, by path."""
+    found = leaves_with_paths(mask)
+    return {path: value for path, value in found if not _is_bool(value)}
+
+
+def leafless(tree: Any) -> bool:
+    """Whether a tree has no leaves, as the placeholder of `optax.tree.map_params`.
+
+    `map_params` calls `init` with it and takes the state as a prefix of the real
+    one. State that is a tuple with one array a leaf is then given by a single array,
+    since a leaf is a prefix of everything.
+    """
+    return not jax.tree.leaves(tree)
+
+
+def negative_zero(like: Any) -> complex:
+    """What changes nothing when it is added.
+
+    x + -0.0 is x bit for bit; x + 0.0 is not, as it turns -0.0 into 0.0.
+    """
+    is_complex = jnp.issubdtype(jnp.result_type(like), jnp.complexfloating)
+    return complex(-0.0, -0.0) if is_complex else -0.0
+
+
+def _entry(path: str, value: Any) -> Entry:
+    if _is_bool(value):
+        return bool(value)
+    if not isinstance(value, jax.Array | np.ndarray) or value.dtype != bool:
+        what = getattr(value, "dtype", None) or type(value).__name__
+        raise TypeError(
+            f"mask must hold Python bools and bool arrays, but its leaf at {path!r} "
+            f"is {what}."
+        )
+    return value.shape
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _met(entry: str, leaves: Sequence[str], gaps: Sequence[str]) -> bool:
+    """Whether an entry stands at or above a leaf, or where leaves were taken out."""
+    below = lambda path, top: not top or path == top or path.startswith(top + "/")
+    return any(below(path, entry) for path in (*leaves, *gaps)) or any(
+        below(entry, gap) for gap in gaps
+    )

@@ -1,0 +1,103 @@
+"""Child-Tuning: training a part of the entries, fixed (D) or drawn anew (F)."""
+
+from typing import Any
+
+import optax
+
+from .._core import checks
+from ..transforms.dropout import gradient_dropout
+from ..transforms.keep_entries import keep_entries
+
+
+def child_tuning_d(
+    inner: optax.GradientTransformation,
+    mask: Any,
+    *,
+    rescale: bool = False,
+    decay_frozen: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Task-driven Child-Tuning: trains the entries of a fixed mask (also FISH).
+
+    The chain is, in order: :func:`keep_entries` on the gradients, ``inner``, and
+    :func:`keep_entries` on its updates. The second one keeps the weight decay of
+    ``inner`` away from the entries that are not trained: they stay bit for bit what
+    they were, for ever. The published code masks gradients only and so decays every
+    entry, toward zero and not toward the pretrained value; ``decay_frozen=True`` does
+    as it does. Clip before this transformation: the reference order is clip, mask,
+    moments.
+
+    Args:
+      inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
+      mask: which entries are trained, as :func:`keep_entries` takes it;
+        :func:`top_fraction_mask` of :func:`fisher_information` is the method's own.
+      rescale: divide kept gradients by the kept fraction. The published code does
+        not. Adam is blind to it up to epsilon.
+      decay_frozen: leave out the mask behind ``inner``.
+
+    Returns:
+      A transformation; its state holds the mask, at one bit an entry.
+
+    Raises:
+      ValueError, TypeError: as :func:`keep_entries`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> params = jnp.ones(3)
+      >>> decayed = optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0))
+      >>> tx = ot.child_tuning_d(decayed, jnp.array([True, False, False]))
+      >>> updates, _ = tx.update(jnp.ones(3), tx.init(params), params)
+      >>> optax.apply_updates(params, updates).tolist()
+      [-0.5, 1.0, 1.0]
+
+    References:
+      Xu et al., 2021, `Raise a Child in Large Language Model
+      <https://arxiv.org/abs/2109.05687>`_ (code: alibaba/AliceMind,
+      ``ChildTuningD.py``). Sung et al., 2021, `Training Neural Networks with Fixed
+      Sparse Masks <https://arxiv.org/abs/2111.09839>`_ (code: varunnair18/FISH).
+    """
+    checks.flag(decay_frozen=decay_frozen)
+    before = [keep_entries(mask, rescale=rescale), inner]
+    return optax.chain(*before, *[] if decay_frozen else [keep_entries(mask)])
+
+
+def child_tuning_f(
+    inner: optax.GradientTransformation,
+    keep_rate: optax.ScalarOrSchedule,
+    *,
+    key: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Task-free Child-Tuning: a fresh random part of the gradient at every step.
+
+    The chain is, in order: :func:`gradient_dropout` with rescaling, and ``inner``.
+    Momentum goes on moving entries while they are masked, as in the published code.
+
+    Args:
+      inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
+      keep_rate: probability in ``(0, 1]`` that an entry of the gradient survives, or a
+        schedule of the step.
+      key: int, typed PRNG key, or legacy uint32 key; see :func:`gradient_dropout`.
+
+    Returns:
+      A transformation.
+
+    Raises:
+      ValueError, TypeError: as :func:`gradient_dropout`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> tx = ot.child_tuning_f(optax.sgd(1.0), 0.25, key=0)
+      >>> grads = jnp.ones(1000)
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> sorted(set(updates.tolist()))
+      [-4.0, -0.0]
+
+    References:
+      Xu et al., 2021, `Raise a Child in Large Language Model
+      <https://arxiv.org/abs/2109.05687>`_ (code: alibaba/AliceMind,
+      ``ChildTuningF.py``).
+    """
+    return optax.chain(gradient_dropout(keep_rate, key=key), inner)
