@@ -10,18 +10,22 @@ from .selection import merge as merge
 from .selection import select as select
 from .selection import split as split
 from .selection import top_fraction_mask as top_fraction_mask
+from .transforms import CompactEntriesState as CompactEntriesState
 from .transforms import DropoutState as DropoutState
 from .transforms import KeepEntriesState as KeepEntriesState
+from .transforms import compact_entries as compact_entries
 from .transforms import gradient_dropout as gradient_dropout
 from .transforms import keep_entries as keep_entries
 from .transforms import update_dropout as update_dropout
 
 __all__ = [
+    "CompactEntriesState",
     "DropoutState",
     "KeepEntriesState",
     "PathLabels",
     "child_tuning_d",
     "child_tuning_f",
+    "compact_entries",
     "dropout_mask",
     "fisher_information",
     "gradient_dropout",

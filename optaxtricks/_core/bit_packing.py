@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .shardings import typed_sharding
+
 
 def packing_axis(shape: Sequence[int]) -> int:
     """The axis along which an array of this shape is packed."""
@@ -43,13 +45,13 @@ def unpack(bits: jax.Array, like: jax.Array) -> jax.Array:
     if like.ndim == 0:
         return bits != 0
     axis = packing_axis(like.shape)
-    spec = _typed_spec(bits)
+    spec = typed_sharding(bits)
     split = jnp.expand_dims(bits, axis + 1) >> _shifts(like.ndim, axis)
     split = split & np.uint8(1)
     shape = (*bits.shape[:axis], 8 * bits.shape[axis], *bits.shape[axis + 1 :])
     whole = jax.lax.reshape(split, shape, out_sharding=spec)
     whole = jax.lax.slice_in_dim(whole, 0, like.shape[axis], axis=axis)
-    wanted = _typed_spec(like)
+    wanted = typed_sharding(like)
     if wanted is not None:
         whole = jax.sharding.reshard(whole, wanted)
     return whole != 0
@@ -64,7 +66,7 @@ def packed_sharding(sharding: Any, shape: Sequence[int]) -> Any:
     if not isinstance(sharding, NamedSharding) or not shape:
         return sharding
     axis = packing_axis(shape)
-    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    spec: list[Any] = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     names = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
     devices = math.prod(sharding.mesh.shape[name] for name in names if name)
     if shape[axis] % (8 * devices):
@@ -75,7 +77,7 @@ def packed_sharding(sharding: Any, shape: Sequence[int]) -> Any:
 def placed_like(bits: Any, like: Any) -> jax.Array:
     """A fresh copy of `bits` where the bits of the array `like` belong."""
     if isinstance(like, jax.core.Tracer):
-        typed = _typed_spec(like)
+        typed = typed_sharding(like)
         if typed is None:
             return jnp.array(bits)
         return jax.sharding.reshard(jnp.array(bits), packed_sharding(typed, like.shape))
@@ -85,7 +87,7 @@ def placed_like(bits: Any, like: Any) -> jax.Array:
 
 
 def _pack(mask: jax.Array, axis: int) -> jax.Array:
-    typed, split_spec = _typed_spec(mask), None
+    typed, split_spec = typed_sharding(mask), None
     if typed is not None:
         kept = packed_sharding(typed, mask.shape)
         mask = jax.sharding.reshard(mask, kept)
@@ -108,11 +110,3 @@ def _shifts(ndim: int, axis: int) -> np.ndarray:
 
 def _bytes(size: int) -> int:
     return -(-size // 8)
-
-
-def _typed_spec(x: Any) -> Any:
-    """The sharding that the type of `x` carries on a mesh of Explicit axes."""
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty or not any(sharding.spec):
-        return None
-    return sharding

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .paths import leaves_with_paths, listing
 
@@ -57,6 +58,15 @@ def flag(**named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def optimizer(**named: Any) -> None:
+    """Rejects all but Optax transformations."""
+    for name, value in named.items():
+        if not isinstance(value, optax.GradientTransformation):
+            raise TypeError(
+                f"{name} must be an optax.GradientTransformation, got {value!r}."
+            )
 
 
 def inexact_leaves(

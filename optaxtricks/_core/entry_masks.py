@@ -92,6 +92,28 @@ def negative_zero(like: Any) -> complex:
     return complex(-0.0, -0.0) if is_complex else -0.0
 
 
+def unboxed(tree: Any) -> Any:
+    """The tree with Flax Variables replaced by what they hold.
+
+    A Variable carries metadata, such as a sharding by axis, about the array it
+    holds, which is wrong for a vector of some of its entries.
+    """
+    return jax.tree.map(
+        lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node,
+        tree,
+        is_leaf=_is_box,
+    )
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node's only child is a leaf called `value`, as a Variable's is."""
+    children = jax.tree.leaves_with_path(node, is_leaf=lambda x: x is not node)
+    if len(children) != 1:
+        return False
+    (path, child), value = children[0], jax.tree_util.GetAttrKey("value")
+    return path == (value,) and jax.tree_util.all_leaves([child])
+
+
 def _entry(path: str, value: Any) -> Entry:
     if _is_bool(value):
         return bool(value)

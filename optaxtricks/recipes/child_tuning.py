@@ -57,6 +57,7 @@ def child_tuning_d(
       ``ChildTuningD.py``). Sung et al., 2021, `Training Neural Networks with Fixed
       Sparse Masks <https://arxiv.org/abs/2111.09839>`_ (code: varunnair18/FISH).
     """
+    checks.optimizer(inner=inner)
     checks.flag(decay_frozen=decay_frozen)
     before = [keep_entries(mask, rescale=rescale), inner]
     return optax.chain(*before, *[] if decay_frozen else [keep_entries(mask)])
@@ -100,4 +101,5 @@ def child_tuning_f(
       <https://arxiv.org/abs/2109.05687>`_ (code: alibaba/AliceMind,
       ``ChildTuningF.py``).
     """
+    checks.optimizer(inner=inner)
     return optax.chain(gradient_dropout(keep_rate, key=key), inner)

@@ -96,11 +96,14 @@ def keep_entries(
     def init(params: optax.Params) -> KeepEntriesState:
         checks.inexact_leaves(params, by="keep_entries")
         layout.check(params)
+        # The widest float there is: a rounded fraction would show in float64 updates.
+        wide = jnp.result_type(float)
+        scale = None if fraction is None else jnp.asarray(fraction, wide)
         found = leaves_with_paths(params)
         bits = [placed_like(packed[p], leaf) for p, leaf in found if p in packed]
         return KeepEntriesState(
             bits=jnp.zeros((), jnp.uint8) if leafless(params) else tuple(bits),
-            kept_fraction=None if fraction is None else jnp.asarray(fraction),
+            kept_fraction=scale,
         )
 
     def update(
@@ -143,10 +146,9 @@ def _masked(
     return jnp.where(unpack(bits, update), kept, negative_zero(update))
 
 
-def _kept_fraction(arrays: Mapping[str, Any]) -> np.floating[Any]:
-    """The fraction of entries kept, in the widest float that JAX has now."""
+def _kept_fraction(arrays: Mapping[str, Any]) -> float:
     kept = sum(int(np.count_nonzero(array)) for array in arrays.values())
     total = sum(array.size for array in arrays.values())
     if not kept:
         raise ValueError("rescale=True needs a mask array that keeps some entry.")
-    return np.asarray(kept / total, jnp.result_type(float))[()]
+    return kept / total
