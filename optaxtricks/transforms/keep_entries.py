@@ -141,7 +141,7 @@ def _masked(
 ) -> jax.Array:
     kept = update
     if fraction is not None:
-        wide = jnp.promote_types(update.dtype, jnp.float32)
+        wide = np.promote_types(update.dtype, np.float32)
         kept = (update.astype(wide) / fraction.astype(wide)).astype(update.dtype)
     return jnp.where(unpack(bits, update), kept, negative_zero(update))
 
