@@ -23,11 +23,11 @@ def batches_of(batches: Any, *, name: str = "batches") -> Iterable[Any]:
       TypeError: it is none of these.
       ValueError: a tuple of equal containers, which could be either.
     """
-    if isinstance(batches, list):
+    if isinstance(batches, list | Iterator):
         return batches
     if _is_array(batches):
         return [batches]
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(batches)):
+    if _is_container(batches):
         _reject_ambiguous(batches, name)
         return [batches]
     iterable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
@@ -52,9 +52,9 @@ def checked_batches(
     first: Layout | None = None
     for i, raw in enumerate(stream):
         where = f"{name}: batch {i}"
-        leaves, treedef = jax.tree.flatten(raw)
-        paths = [path_of(k) for k, _ in jax.tree.leaves_with_path(raw)]
-        arrays = [_as_array(x, p, where) for x, p in zip(leaves, paths, strict=True)]
+        leaves, treedef = jax.tree.flatten_with_path(raw, is_leaf=_is_iterator)
+        paths = [path_of(key_path) for key_path, _ in leaves]
+        arrays = [_as_array(x, path_of(key_path), where) for key_path, x in leaves]
         size = _leading_size(arrays, paths, where)
         layout = treedef, [(jnp.result_type(x), x.ndim) for x in arrays]
         if first is not None and layout != first:
@@ -90,12 +90,22 @@ def _is_array(node: Any) -> bool:
     return hasattr(node, "shape") and hasattr(node, "dtype")
 
 
+def _is_iterator(node: Any) -> bool:
+    # JAX is to stop flattening trees with iterators in them, and warns already.
+    return isinstance(node, Iterator)
+
+
+def _is_container(node: Any) -> bool:
+    return jax.tree.structure(node, is_leaf=_is_iterator) != jax.tree.structure(0)
+
+
 def _reject_ambiguous(batches: Any, name: str) -> None:
     """Rejects a tuple of containers of one structure: one batch, or several?"""
     if type(batches) is not tuple or not batches:
         return
-    parts = {jax.tree.structure(part) for part in batches}
-    if len(parts) == 1 and not jax.tree_util.treedef_is_leaf(parts.pop()):
+    if not all(map(_is_container, batches)):
+        return
+    if len({jax.tree.structure(part, is_leaf=_is_iterator) for part in batches}) == 1:
         raise ValueError(
             f"{name} is ambiguous: a tuple of containers of one structure is one "
             "batch or several. Give several batches as a list, [first, second], and "
