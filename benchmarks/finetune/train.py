@@ -26,7 +26,7 @@ FISHER_EXAMPLES = 256
 FISHER_BATCH = 16
 EVALUATION_BATCH = 64
 
-# Dropout in the whole encoder costs a few per cent of a step with this generator.
+# The cheapest generator: dropout takes a few per cent of a step with it.
 KEY_KIND = "unsafe_rbg"
 
 
