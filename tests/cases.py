@@ -15,7 +15,7 @@ import optax
 
 import optaxtricks as ot
 
-from .problems import small_tree
+from .problems import entry_mask, small_tree
 
 ALL_DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64")
 REAL_DTYPES = ALL_DTYPES[:-1]
@@ -49,6 +49,11 @@ class Case:
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
         return self.factory(**self.arguments(params))
+
+
+def _inner() -> optax.GradientTransformationExtraArgs:
+    """An optimizer with a state, whose products are exact, fused or not."""
+    return optax.sgd(0.5, momentum=0.5)
 
 
 CASES: dict[str, Case] = {
@@ -88,6 +93,37 @@ CASES: dict[str, Case] = {
             "granularity": "leaf",
             "rescale": False,
         },
+        inject=("keep_rate",),
+    ),
+    "keep_entries": Case(
+        ot.keep_entries,
+        lambda params: {"mask": entry_mask(params)},
+    ),
+    "keep_entries_rescaled": Case(
+        ot.keep_entries,
+        lambda params: {"mask": entry_mask(params), "rescale": True},
+    ),
+    "compact_entries": Case(
+        ot.compact_entries,
+        lambda params: {"inner": _inner(), "mask": entry_mask(params)},
+        elementwise=False,
+    ),
+    "child_tuning_d": Case(
+        ot.child_tuning_d,
+        lambda params: {"inner": _inner(), "mask": entry_mask(params)},
+    ),
+    "child_tuning_d_decayed": Case(
+        ot.child_tuning_d,
+        lambda params: {
+            "inner": optax.chain(optax.add_decayed_weights(0.5), _inner()),
+            "mask": entry_mask(params),
+            "rescale": True,
+            "decay_frozen": True,
+        },
+    ),
+    "child_tuning_f": Case(
+        ot.child_tuning_f,
+        lambda params: {"inner": _inner(), "keep_rate": 0.7, "key": 5},
         inject=("keep_rate",),
     ),
 }

@@ -38,6 +38,11 @@ def gradients(params: Any, seed: int = 1) -> Any:
     return jax.tree.map(lambda leaf: values(leaf.shape, leaf.dtype, seed), params)
 
 
+def entry_mask(params: Any, seed: int = 5) -> Any:
+    """A tree of bool arrays laid out like `params`: some entries of each, at random."""
+    return jax.tree.map(lambda leaf: values(leaf.shape, float, seed) > 0, params)
+
+
 class Pair(NamedTuple):
     """A NamedTuple node."""
 

@@ -43,7 +43,9 @@ def _imports(path: Path) -> set[tuple[str, ...]]:
     return _modules(path.read_text(), room)
 
 
-def _wrong_steps(imports: Collection[tuple[str, ...]], room: str, file: str) -> set[str]:
+def _wrong_steps(
+    imports: Collection[tuple[str, ...]], room: str, file: str
+) -> set[str]:
     """Imports out of a file of a room that go up or sideways."""
     wrong = set()
     for name in imports:

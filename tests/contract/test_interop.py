@@ -188,11 +188,17 @@ def test_odd_leaves_keep_their_layout(case: Case) -> None:
 
 @each_case
 def test_a_tree_without_leaves_is_allowed(case: Case) -> None:
-    params: dict[str, Any] = {"none": None, "masked": optax.MaskedNode()}
-    tx = case.make(params)
-    updates, after = _first_update(case, tx, params)
-    assert updates == params
-    assert layout(after) == layout(tx.init(params))
+    params = case.params(jnp.float32)
+    tx, extra = case.make(params), case.extra_args(params)
+    for empty in (
+        {},
+        {"none": None},
+        jax.tree.map(lambda _: optax.MaskedNode(), params),
+    ):
+        state = tx.init(empty)
+        updates, after = tx.update(empty, state, empty, **extra)
+        assert updates == empty
+        assert layout(after) == layout(state)
 
 
 @each_case
