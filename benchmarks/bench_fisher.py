@@ -11,7 +11,7 @@ from flax import nnx
 import optaxtricks as ot
 
 from . import harness
-from .finetune.encoder import Classifier, EncoderConfig
+from .finetune.encoder import Classifier, parse_config
 
 Batch = tuple[jax.Array, jax.Array]
 BATCHES, BATCH, LENGTH, CLASSES = 4, 16, 48, 2
@@ -25,19 +25,15 @@ SIZES = {
 def classifier(size: str) -> tuple[Any, Any]:
     """The graph and the parameters of the encoder with a classifier on top."""
     width = SIZES[size]["hidden_size"]
-    config = EncoderConfig(
+    raw = {
         **SIZES[size],
-        model_type="bert",
-        num_attention_heads=width // 32,
-        intermediate_size=4 * width,
-        max_position_embeddings=512,
-        type_vocab_size=2,
-        hidden_act="gelu",
-        layer_norm_eps=1e-12,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=0,
-    )
+        "model_type": "bert",
+        "num_attention_heads": width // 32,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 512,
+        "hidden_dropout_prob": 0.0,
+    }
+    config = parse_config(raw, __name__)
     return nnx.split(Classifier(config, CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
 
 
