@@ -34,6 +34,7 @@ class Case:
       dtypes: the dtypes of parameters it accepts.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
+      param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
     """
 
@@ -44,6 +45,7 @@ class Case:
     extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
     dtypes: tuple[str, ...] = ALL_DTYPES
     elementwise: bool = True
+    param_shaped: bool = True
     ulps: int = 0
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -107,6 +109,7 @@ CASES: dict[str, Case] = {
         ot.compact_entries,
         lambda params: {"inner": _inner(), "mask": entry_mask(params)},
         elementwise=False,
+        param_shaped=False,
     ),
     "child_tuning_d": Case(
         ot.child_tuning_d,
@@ -117,7 +120,6 @@ CASES: dict[str, Case] = {
         lambda params: {
             "inner": optax.chain(optax.add_decayed_weights(0.5), _inner()),
             "mask": entry_mask(params),
-            "rescale": True,
             "decay_frozen": True,
         },
     ),

@@ -39,8 +39,14 @@ def gradients(params: Any, seed: int = 1) -> Any:
 
 
 def entry_mask(params: Any, seed: int = 5) -> Any:
-    """A tree of bool arrays laid out like `params`: some entries of each, at random."""
-    return jax.tree.map(lambda leaf: values(leaf.shape, float, seed) > 0, params)
+    """A tree of bool arrays laid out like `params`: of each leaf the first entry and
+    some others at random."""
+
+    def some(leaf: Any) -> jax.Array:
+        first = jnp.arange(leaf.size).reshape(leaf.shape) == 0
+        return (values(leaf.shape, jnp.float32, seed) > 0) | first
+
+    return jax.tree.map(some, params)
 
 
 class Pair(NamedTuple):

@@ -127,7 +127,7 @@ def test_optax_finds_the_parameter_shaped_parts(case: Case) -> None:
 
     changed: Any = optax.tree.map_params(tx, visit, state, params)
     assert len(found) >= len(jax.tree.leaves(params))
-    assert all(found)
+    assert all(found) or not case.param_shaped
     assert layout(changed) == layout(state)
     # The trace behind the case shows that Optax looked past the case's own state.
     assert_same(changed[1], jax.tree.map(lambda leaf: leaf + 1, state[1]))
