@@ -85,7 +85,8 @@ def fisher_information(
         a function of ``key`` and the example's position in the stream.
       - Only leaves that ``where`` selects are differentiated.
       - Compiled once for each shape of batch (a ragged last one is a second), and
-        afresh in each call, so what ``log_likelihood`` closes over is current.
+        afresh in each call, so what ``log_likelihood`` closes over is current. Under
+        an outer ``jit`` it is part of that program, which you may keep.
       - Gradients have the dtype of their parameter and are squared and summed in
         float32.
 
@@ -98,8 +99,8 @@ def fisher_information(
       batches: one batch or a stream of them. A list is a stream, and so is a
         generator, an iterator or a data loader. An array, and any other container
         that JAX flattens (dict, tuple, NamedTuple, dataclass), is one batch, whose
-        leaves have a leading example axis. A tuple of like containers is an error,
-        as it could be either.
+        leaves have a leading example axis. A tuple of like containers could be
+        either and is an error; ``[batch]`` is one batch without any doubt.
       labels: ``"observed"``, the empirical Fisher; ``"sampled"``, one label drawn
         from the model for each example; ``"expected"``, the exact expectation over
         the model's labels, with one backward pass for each class.
@@ -114,13 +115,14 @@ def fisher_information(
       microbatch_size: how many examples are differentiated at once. By default one
         (a whole batch for ``per="batch"``), the fastest on CPU; others need memory
         for so many gradients. For a batch sharded over devices give the number of
-        devices: one example at a time would keep all but one of them idle.
+        devices: one example at a time would be computed by all of them alike. (Over
+        Explicit mesh axes a batch is always gathered first.)
       key: for ``labels="sampled"``: int, typed PRNG key, or legacy uint32 key.
       progress: show a progress bar (of batches handed to the device); needs rich.
 
     Returns:
       A tree like ``params`` of float32 arrays, with ``None`` in place of leaves that
-      ``where`` leaves out, as in :func:`split`.
+      ``where`` leaves out, as in :func:`split`: zeros would take their memory.
 
     Raises:
       ValueError: an option is out of range or does not go with another; an empty

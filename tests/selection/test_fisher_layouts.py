@@ -200,3 +200,12 @@ def test_sharded_batches(axis_type, microbatch_size, per):
         batch = jax.device_put((x, y), NamedSharding(mesh, P("data")))
         params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
         assert_close(jax.device_get(run(params, [batch])), want)
+
+
+def test_scores_are_sharded_like_their_parameters():
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, P("model"))
+    weight = jax.device_put(jnp.ones((16, FEATURES)), rows)
+    function = lambda weight, x: -jnp.square(weight @ x).sum()
+    got = ot.fisher_information(function, weight, [values(4, FEATURES)] * 2)
+    assert got.sharding.is_equivalent_to(rows, 2)
