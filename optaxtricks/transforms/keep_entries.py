@@ -21,12 +21,12 @@ class KeepEntriesState(NamedTuple):
     Attributes:
       bits: for each leaf with a mask array, in leaf order, the mask as uint8, eight
         entries to a byte along one axis.
-      kept_fraction: scalar, the fraction of entries kept over those leaves; ``None``
-        without ``rescale``.
+      factor: scalar, one over the fraction of entries kept over those leaves;
+        ``None`` without ``rescale``.
     """
 
     bits: tuple[jax.Array, ...] | jax.Array
-    kept_fraction: jax.Array | None
+    factor: jax.Array | None
 
 
 def keep_entries(
@@ -89,21 +89,20 @@ def keep_entries(
     checks.flag(rescale=rescale)
     layout = EntryMask(mask)
     arrays = mask_arrays(mask)
-    fraction = _kept_fraction(arrays) if rescale else None
+    scale = _one_over_kept_fraction(arrays) if rescale else None
     packed = {path: pack(array) for path, array in arrays.items()}
     del arrays, mask
 
     def init(params: optax.Params) -> KeepEntriesState:
         checks.inexact_leaves(params, by="keep_entries")
         layout.check(params)
-        # The widest float there is: a rounded fraction would show in float64 updates.
+        # The widest float there is: a rounded factor would show in float64 updates.
         wide = jnp.result_type(float)
-        scale = None if fraction is None else jnp.asarray(fraction, wide)
         found = leaves_with_paths(params)
         bits = [placed_like(packed[p], leaf) for p, leaf in found if p in packed]
         return KeepEntriesState(
             bits=jnp.zeros((), jnp.uint8) if leafless(params) else tuple(bits),
-            kept_fraction=scale,
+            factor=None if scale is None else jnp.asarray(scale, wide),
         )
 
     def update(
@@ -122,7 +121,7 @@ def keep_entries(
         out = [
             _whole(leaf, entry)
             if isinstance(entry, bool)
-            else _masked(leaf, next(left), state.kept_fraction)
+            else _masked(leaf, next(left), state.factor)
             for leaf, entry in zip(leaves, entries, strict=True)
         ]
         return jax.tree.unflatten(structure, out), state
@@ -136,19 +135,19 @@ def _whole(update: jax.Array, kept: bool) -> jax.Array:
 
 # Jitted, so that leaves of one shape share one trace.
 @jax.jit
-def _masked(
-    update: jax.Array, bits: jax.Array, fraction: jax.Array | None
-) -> jax.Array:
+def _masked(update: jax.Array, bits: jax.Array, factor: jax.Array | None) -> jax.Array:
     kept = update
-    if fraction is not None:
+    if factor is not None:
         wide = np.promote_types(update.dtype, np.float32)
-        kept = (update.astype(wide) / fraction.astype(wide)).astype(update.dtype)
+        # A product: XLA may turn a division into one, and jit would differ from eager.
+        factor = (1 / fraction).astype(wide)
+        kept = (update.astype(wide) * factor).astype(update.dtype)
     return jnp.where(unpack(bits, update), kept, negative_zero(update))
 
 
-def _kept_fraction(arrays: Mapping[str, Any]) -> float:
+def _one_over_kept_fraction(arrays: Mapping[str, Any]) -> float:
     kept = sum(int(np.count_nonzero(array)) for array in arrays.values())
     total = sum(array.size for array in arrays.values())
     if not kept:
         raise ValueError("rescale=True needs a mask array that keeps some entry.")
-    return kept / total
+    return total / kept
