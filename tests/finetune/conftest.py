@@ -12,10 +12,16 @@ THEMES = {"mail": "mail message header", "maths": "sum mean variance"}
 
 
 @pytest.fixture
-def standard_promotion():
-    """Optax's own Adam and schedules need standard promotion where they are traced."""
+def training():
+    """Settings for tests that train a few steps.
+
+    Optax's own Adam and schedules need standard promotion where they are traced.
+    Compilation takes nearly all of these tests' time, so it does not optimise.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.numpy_dtype_promotion("standard"):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from benchmarks.finetune.train import Program
 
 from .conftest import DATA
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("training")
 COSTS = ("trained_parameters", "optimizer_state_bytes", "peak_temporary_bytes")
 COSTS += ("step_ms",)
 
@@ -49,14 +49,14 @@ def calls(monkeypatch):
 
 
 def test_quick_run_writes_results_and_plot(command, tmp_path, capsys):
-    code, results = command("--steps", 8, "--recipes", "head", "full")
+    code, results = command("--steps", 9, "--recipes", "head", "full")
     assert code == 0
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written == {"runs", "results.json", "comparison.png"}
     assert (tmp_path / "out" / "comparison.png").read_bytes()[1:4] == b"PNG"
     assert list(results["recipes"]) == ["head", "full"]
     entry = results["recipes"]["full"]
-    assert [p["step"] for p in entry["curve"]] == [2, 4, 6, 8]
+    assert [p["step"] for p in entry["curve"]] == [3, 6, 9]
     assert entry["accuracy"]["mean"] == entry["curve"][-1]["mean"]
     assert results["settings"]["environment"]["packages"]["jax"]
     assert str(tmp_path) not in json.dumps(results)
