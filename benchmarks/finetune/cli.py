@@ -9,7 +9,7 @@ from .errors import InputError
 from .recipes import RECIPES
 
 QUICK = {"steps": 150, "seeds": 1, "evaluations": 3}
-FULL = {"steps": 200, "seeds": 5, "evaluations": 6}
+FULL = {"steps": 200, "seeds": 5, "evaluations": 4}
 RESULTS = pathlib.Path("benchmarks/results")
 
 
