@@ -1,8 +1,8 @@
 """Bool arrays at one bit an entry, eight neighbours along one axis to a byte.
 
-The axis is chosen by shape alone. It is not the last one where that can be helped:
-XLA then reads one byte row for eight rows of the array in the very loop that uses
-the bits, and that loop stays vectorised.
+The axis is chosen by shape alone: one that eight divides and, where that can be had,
+not the last. XLA then reads one row of bytes for eight rows of the array in the very
+loop that uses the bits, and that loop stays vectorised.
 """
 
 import math
@@ -21,11 +21,11 @@ def packing_axis(shape: Sequence[int]) -> int:
     """The axis along which an array of this shape is packed."""
     last = len(shape) - 1
 
-    def cost(axis: int) -> tuple[bool, bool, int, int]:
+    def cost(axis: int) -> tuple[bool, bool, bool, int, int]:
         size = shape[axis]
         wasteful = 8 * _bytes(size) > 1.125 * size
         # A large power of two is what a mesh axis divides into multiples of eight.
-        return wasteful, axis == last, -math.gcd(size, 2**20), axis
+        return size % 8 > 0, wasteful, axis == last, -math.gcd(size, 2**20), axis
 
     return min(range(len(shape)), key=cost)
 
@@ -45,15 +45,21 @@ def unpack(bits: jax.Array, like: jax.Array) -> jax.Array:
     if like.ndim == 0:
         return bits != 0
     axis = packing_axis(like.shape)
-    spec = typed_sharding(bits)
-    split = jnp.expand_dims(bits, axis + 1) >> _shifts(like.ndim, axis)
-    split = split & np.uint8(1)
+    size, spec = like.shape[axis], typed_sharding(like)
+    if size % 8 and spec is None:
+        # By index and not by reshaping and cutting off, which the SPMD partitioner
+        # answers with an exchange between neighbours where the axis is sharded.
+        index = np.arange(size)
+        spread = jnp.take(bits, index // 8, axis=axis, mode="clip")
+        return (spread >> _along(axis, like.ndim, index % 8)) & np.uint8(1) != 0
+    split = jnp.expand_dims(bits, axis + 1) >> _along(axis + 1, like.ndim + 1, range(8))
     shape = (*bits.shape[:axis], 8 * bits.shape[axis], *bits.shape[axis + 1 :])
-    whole = jax.lax.reshape(split, shape, out_sharding=spec)
-    whole = jax.lax.slice_in_dim(whole, 0, like.shape[axis], axis=axis)
-    wanted = typed_sharding(like)
-    if wanted is not None:
-        whole = jax.sharding.reshard(whole, wanted)
+    whole = jax.lax.reshape(
+        split & np.uint8(1), shape, out_sharding=typed_sharding(bits)
+    )
+    whole = jax.lax.slice_in_dim(whole, 0, size, axis=axis)
+    if spec is not None:
+        whole = jax.sharding.reshard(whole, spec)
     return whole != 0
 
 
@@ -99,13 +105,16 @@ def _pack(mask: jax.Array, axis: int) -> jax.Array:
     padded = jnp.pad(mask, pads).astype(jnp.uint8)
     shape = (*mask.shape[:axis], count, 8, *mask.shape[axis + 1 :])
     split = jax.lax.reshape(padded, shape, out_sharding=split_spec)
-    return jnp.sum(split << _shifts(mask.ndim, axis), axis=axis + 1, dtype=jnp.uint8)
+    return jnp.sum(
+        split << _along(axis + 1, mask.ndim + 1, range(8)),
+        axis=axis + 1,
+        dtype=jnp.uint8,
+    )
 
 
-def _shifts(ndim: int, axis: int) -> np.ndarray:
-    shape = [1] * (ndim + 1)
-    shape[axis + 1] = 8
-    return np.arange(8, dtype=np.uint8).reshape(shape)
+def _along(axis: int, ndim: int, values: Any) -> np.ndarray:
+    shape = [-1 if i == axis else 1 for i in range(ndim)]
+    return np.array(values, np.uint8).reshape(shape)
 
 
 def _bytes(size: int) -> int:

@@ -47,7 +47,8 @@ def keep_entries(
 
     Guarantees:
       - Entries that are not kept get -0.0, also where the update is NaN. That is the
-        one value whose addition leaves every float as it is, bit for bit.
+        one value whose addition leaves every float as it is, bit for bit (but for
+        subnormal ones, where the device flushes these to zero in any addition).
       - Kept entries, and leaves under ``True``, pass bit for bit without ``rescale``.
       - No communication on any sharding, and no temporary array.
       - The state shares no buffer with ``mask``.
@@ -140,8 +141,7 @@ def _masked(update: jax.Array, bits: jax.Array, factor: jax.Array | None) -> jax
     if factor is not None:
         wide = np.promote_types(update.dtype, np.float32)
         # A product: XLA may turn a division into one, and jit would differ from eager.
-        factor = (1 / fraction).astype(wide)
-        kept = (update.astype(wide) * factor).astype(update.dtype)
+        kept = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
     return jnp.where(unpack(bits, update), kept, negative_zero(update))
 
 
