@@ -112,7 +112,7 @@ class Recipe:
 
     build: Callable[[Setup], optax.GradientTransformation]
     learning_rate: float  # the best of the full comparison's grid
-    grid: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
+    grid: tuple[float, ...] = (2e-4, 4e-4, 8e-4)
     trains: str = ""
     mask: MaskRule | None = None
 
