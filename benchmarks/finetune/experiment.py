@@ -21,6 +21,8 @@ from .train import FISHER_EXAMPLES, HEAD_SCALE, KEY_KIND, WARM_UP
 # Raise this when training changes in a way that the fingerprint cannot see.
 REVISION = 1
 GRID_SEED = 1000
+# Read at import: the file may be edited while a long comparison runs.
+SOURCES = {name: inspect.getsource(recipe.build) for name, recipe in RECIPES.items()}
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "tokenizers", "optaxtricks")
 
 
@@ -42,11 +44,10 @@ class Store:
 
     def path(self, run: Run) -> pathlib.Path:
         """Where this run's record lies, finished or not."""
-        source = inspect.getsource(RECIPES[run.recipe].build)
         content = {
             **self._common,
             **dataclasses.asdict(run),
-            "recipe_source": source,
+            "recipe_source": SOURCES[run.recipe],
             "mask_rule": repr(RECIPES[run.recipe].mask),
         }
         text = json.dumps(content, sort_keys=True)

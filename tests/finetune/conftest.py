@@ -37,7 +37,11 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def task(tmp_path):
     """A folder with 24 training and 6 dev rows of two classes."""
-    folder = tmp_path / "task"
+    return write_task(tmp_path / "task")
+
+
+def write_task(folder):
+    """Makes that folder."""
     folder.mkdir()
     for split, count in (("train", 12), ("dev", 3)):
         rows = [

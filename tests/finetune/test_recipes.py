@@ -1,6 +1,7 @@
 """Every recipe trains what it claims to train, and nothing else."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,14 +13,17 @@ from benchmarks.finetune.recipes import FISH_FRACTION, KEEP_FRACTION, RECIPES
 from benchmarks.finetune.task import encode, open_task
 from benchmarks.finetune.train import Masks, Problem, Program, warm_up_then_decay
 
+from .conftest import DATA, write_task
+
 pytestmark = pytest.mark.usefixtures("training")
 SEED = 3
 
 
-@pytest.fixture
-def problem(checkpoint, task):
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
     """The tiny task on the tiny BERT, three steps long."""
-    opened, rows = open_checkpoint(checkpoint), open_task(task)
+    opened = open_checkpoint(DATA / "tiny_bert")
+    rows = open_task(write_task(tmp_path_factory.mktemp("data") / "task"))
     prepared = [
         encode(part, rows.labels, opened.tokenizer, opened.config, length=8)
         for part in (rows.train, rows.dev)
@@ -27,9 +31,15 @@ def problem(checkpoint, task):
     return Problem(opened.config, opened.encoder, 2, *prepared, steps=3, batch_size=8)
 
 
+@functools.cache
+def masks(problem):
+    """One pass for the Fisher scores serves all tests."""
+    return Masks(problem, list(RECIPES))
+
+
 def train(problem, name, learning_rate=1e-2):
     """Parameters before and after, the mask, and the record of a short run."""
-    mask = Masks(problem, [name]).get(name, SEED)
+    mask = masks(problem).get(name, SEED)
     after, record = Program(problem, RECIPES[name]).run(
         learning_rate=learning_rate,
         seed=SEED,
