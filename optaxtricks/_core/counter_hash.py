@@ -10,6 +10,7 @@ update, in `step_words`; their exclusive-or seeds `entry_words`, the only part t
 runs per entry.
 """
 
+import collections
 import hashlib
 import math
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .paths import listing
+from .positions import index_along
 
 # Shifts and multipliers of the 32-bit mixer "triple32", found by search for low
 # avalanche bias (github.com/skeeto/hash-prospector).
@@ -52,7 +56,14 @@ def key_words(key: Any) -> Any:
 
 
 def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
-    """Two uint32 words for each leaf, from the key and the leaf's path alone."""
+    """Two uint32 words for each leaf, from the key and the leaf's path alone.
+
+    Raises:
+      ValueError: two leaves have one path, and so would share their words.
+    """
+    twice = [path for path, n in collections.Counter(paths).items() if n > 1]
+    if twice:
+        raise ValueError(f"two leaves share a path: {listing(twice)}.")
     words = key_words(key)
     # hashlib, as Python's own hash of a string changes from process to process.
     digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths]
@@ -79,8 +90,8 @@ def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:
     high, low = index_axes(like.shape, granularity)
     first, second = seed[0], seed[1]
     if high:
-        first, second = _absorb(first, second, _count(like, high))
-    return _mix(_count(like, low) ^ first, second)
+        first, second = _absorb(first, second, index_along(like, high))
+    return _mix(index_along(like, low) ^ first, second)
 
 
 def index_axes(
@@ -104,28 +115,6 @@ def index_axes(
             "or on its leading axes together; reshape it."
         )
     return range(start), range(start, end)
-
-
-def _count(like: Any, axes: range) -> jax.Array:
-    """Row-major position along `axes`, broadcast over `like` and sharded like it.
-
-    One iota an axis, and no reshape, so that SPMD partitioning stays local.
-    """
-    # On a mesh of Explicit axes every operand must name its sharding.
-    sharding = None if isinstance(like, jax.ShapeDtypeStruct) else _typed_sharding(like)
-    total = jnp.zeros((), jnp.uint32)
-    for axis in axes:
-        stride = math.prod(like.shape[axis + 1 : axes.stop])
-        iota = jax.lax.broadcasted_iota(
-            jnp.uint32, like.shape, axis, out_sharding=sharding
-        )
-        total = total + (iota if stride == 1 else iota * np.uint32(stride))
-    return total
-
-
-def _typed_sharding(like: Any) -> Any:
-    sharding = jax.typeof(like).sharding
-    return None if sharding.mesh.empty else sharding
 
 
 def _mix(x: Any, second: Any) -> Any:

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
+from .._core.pairs import as_pair
+from .._core.parts import plan_for
 from .._core.paths import path_of
 from .._core.selectors import Selector, matches
-from .._core.top_entries import as_pair, largest, plan_for
+from .._core.top_entries import largest
 
 Scope = Literal["global", "leaf"]
 Rule = Literal["exact", "percentile"]
@@ -123,15 +125,12 @@ def _masks(
             f"scores have no eligible entry: {len(leaves)} leaves are eligible, and "
             "all of them are empty."
         )
-    wide = jnp.float32
-    if any(leaf.dtype == jnp.float64 for leaf in leaves):
-        wide = jnp.float64
     groups = list(range(len(leaves))) if by_leaf else [0] * len(leaves)
     sizes = [0] * (groups[-1] + 1)
     for group, leaf in zip(groups, leaves, strict=True):
         sizes[group] += leaf.size
     masks, bad = largest(
-        [leaf.astype(wide) for leaf in leaves],
+        leaves,
         as_pair([_RULES[rule](size, fraction) for size in sizes]),
         as_pair(sizes),
         plan=plan_for(
@@ -162,7 +161,9 @@ def _as_floats(path: str, leaf: Any) -> jax.Array:
 
 
 def _may_be_spread(leaf: jax.Array) -> bool:
-    return isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1
+    if isinstance(leaf, jax.core.Tracer):
+        return jax.device_count() > 1
+    return len(leaf.sharding.device_set) > 1
 
 
 def _check_scores(paths: Sequence[str], bad: jax.Array) -> None:

@@ -1,5 +1,7 @@
 """Top-fraction masks: the rules, their ties, and the errors."""
 
+from typing import Any, cast
+
 import flax.core
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-import optaxtricks as ot
+import optaxtricks
+
+# Bad arguments are given on purpose.
+ot = cast(Any, optaxtricks)
 
 RNG = np.random.default_rng(0)
 SHAPES = [(7, 5), (3,), (), (0, 4), (11, 2, 3)]
@@ -36,7 +41,7 @@ def first_of_sorted(scores, fraction):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("fraction", [1e-6, 0.1, 0.25, 0.5, 0.87, 0.999, 1.0])
+@pytest.mark.parametrize("fraction", [1e-6, 0.25, 0.87, 1.0])
 def test_exact_rule_is_a_stable_sort(tied, fraction):
     tree = draw(tied)
     got = ot.top_fraction_mask(tree, fraction)
@@ -52,7 +57,7 @@ def test_exact_rule_is_a_stable_sort(tied, fraction):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("fraction", [0.01, 0.1234, 0.3, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("fraction", [0.01, 0.1234, 0.5, 0.95])
 def test_percentile_rule_is_numpys(tied, fraction):
     tree = draw(tied)
     threshold = np.percentile(flat(tree).astype(np.float64), 100 * (1 - fraction))

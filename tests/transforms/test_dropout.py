@@ -282,6 +282,8 @@ def test_bad_trees():
     state = tx.init({"w": jnp.ones(2), "b": jnp.ones(2)})
     with pytest.raises(ValueError, match="initialised for 2 leaves but got"):
         tx.update({"w": jnp.ones(2)}, state)
+    with pytest.raises(ValueError, match="two leaves share a path: 'a/b'"):
+        tx.init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
     huge = jax.ShapeDtypeStruct((2**32 + 1,), jnp.float32)
     with pytest.raises(ValueError, match="reshape it"):
         jax.eval_shape(tx.init, huge)

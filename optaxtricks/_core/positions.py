@@ -1,0 +1,30 @@
+"""Positions of entries in a leaf, as arrays that SPMD partitioning keeps local."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .shardings import typed_sharding
+
+
+def index_along(like: Any, axes: range, zero: Any = None) -> jax.Array:
+    """Row-major position along `axes` as uint32, shaped and sharded as `like`.
+
+    One iota an axis, and no reshape: each device then counts its own part. `zero`,
+    if given, is a zero that XLA knows nothing of: in a loop it keeps the positions
+    from being computed once and held in memory.
+    """
+    # On a mesh of Explicit axes every operand must name its sharding.
+    sharding = None if isinstance(like, jax.ShapeDtypeStruct) else typed_sharding(like)
+    total = jnp.zeros((), jnp.uint32)
+    for axis in axes:
+        stride = math.prod(like.shape[axis + 1 : axes.stop])
+        iota = jax.lax.broadcasted_iota(
+            jnp.uint32, like.shape, axis, out_sharding=sharding
+        )
+        iota = iota if zero is None else iota + zero
+        total = total + (iota if stride == 1 else iota * np.uint32(stride))
+    return total
