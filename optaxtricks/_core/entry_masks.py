@@ -4,7 +4,8 @@ By path rather than by tree structure, as `nnx.Optimizer` passes Variables to `i
 and arrays to `update`, and a mask may come from either.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -48,6 +49,12 @@ class EntryMask:
                 f"mask entries that match no parameter: {listing(idle)}. Paths: "
                 f"{listing(known + gaps)}."
             )
+
+    def without(self, paths: Iterable[str]) -> "EntryMask":
+        """The same mask with `False` at these paths."""
+        other = copy.copy(self)
+        other._table = {**self._table, **dict.fromkeys(paths, False)}
+        return other
 
     def _find(self, path: str) -> Entry:
         prefix = path

@@ -9,8 +9,6 @@ import numpy as np
 
 from .positions import index_along
 
-_ZERO = np.uint32(0)
-
 
 class Part(NamedTuple):
     """Rows `start` to `stop` of a leaf seen as a matrix of so many entries a row."""
@@ -77,7 +75,7 @@ def inside(test: jax.Array, part: Part, like: jax.Array) -> jax.Array:
     return test & (row >= np.uint32(part.start)) & (row < np.uint32(part.stop))
 
 
-def position(like: jax.Array, part: Part, zero: Any = _ZERO) -> jax.Array:
+def position(like: jax.Array, part: Part, zero: Any = None) -> jax.Array:
     """Row-major position in the part; meaningless outside of it."""
     column = index_along(like, range(part.row_axes, like.ndim), zero)
     if part.row_axes == 0:

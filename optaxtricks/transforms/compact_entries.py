@@ -20,8 +20,8 @@ class CompactEntriesState(NamedTuple):
     """State of :func:`compact_entries`.
 
     Attributes:
-      indices: for each leaf with a mask array, in leaf order, the int32 row-major
-        positions of its kept entries, ascending.
+      indices: for each leaf of which a mask array keeps a part, in leaf order, the
+        int32 row-major positions of the kept entries, ascending.
       inner: the state of the wrapped optimizer, over vectors of kept entries.
     """
 
@@ -51,7 +51,9 @@ def compact_entries(
     path work inside, but vectors in place of matrices: rules that look at the shape
     (``ndim > 1`` for weight decay, factored moments, trust ratios) do not mean the
     same. A Flax Variable, whose metadata describes the whole array, is replaced by
-    its value. Where the mask says ``False``, ``inner`` sees ``optax.MaskedNode``.
+    its value. Where the mask says ``False``, or an array keeps nothing, ``inner``
+    sees ``optax.MaskedNode``. ``optax.tree.map_params`` visits the vectors as if they
+    were parameters.
 
     Guarantees:
       - For an element-wise ``inner`` kept entries move as they do without the mask.
@@ -93,13 +95,16 @@ def compact_entries(
     """
     checks.optimizer(inner=inner)
     inner = optax.with_extra_args_support(inner)
-    layout = EntryMask(mask)
-    positions = {path: _positions(path, m) for path, m in mask_arrays(mask).items()}
-    del mask
+    given = EntryMask(mask)
+    found = {path: _positions(path, m) for path, m in mask_arrays(mask).items()}
+    positions = {path: at for path, at in found.items() if at.size}
+    # Nothing kept is no state: Orbax refuses to save arrays of size zero.
+    layout = given.without(found.keys() - positions.keys())
+    del mask, found
 
     def init(params: optax.Params) -> CompactEntriesState:
         checks.inexact_leaves(params, by="compact_entries")
-        layout.check(params)
+        given.check(params)
         if leafless(params):
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
         paths = [path for path, _ in leaves_with_paths(params)]

@@ -1,6 +1,7 @@
 """The dropout mask: rate, granularity, and what it may depend on."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,6 @@ def test_other_leaves_are_arrays_scalars_and_holes():
     ],
 )
 def test_bad_values(arguments, message):
-    good = {"keep_rate": 0.5, "key": 0, "step": 0}
+    good: dict[str, Any] = {"keep_rate": 0.5, "key": 0, "step": 0}
     with pytest.raises(ValueError, match=message):
         ot.dropout_mask(jnp.ones(3), **{**good, **arguments})
