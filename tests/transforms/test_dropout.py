@@ -274,7 +274,8 @@ def test_rates_out_of_range(rate):
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
-        ot.gradient_dropout(**{"keep_rate": 0.5, "key": 0, **arguments})
+        good: dict[str, Any] = {"keep_rate": 0.5, "key": 0}
+        ot.gradient_dropout(**{**good, **arguments})
 
 
 def test_bad_trees():
