@@ -10,12 +10,10 @@ import numpy as np
 from .shardings import typed_sharding
 
 
-def index_along(like: Any, axes: range, zero: Any = None) -> jax.Array:
+def index_along(like: Any, axes: range) -> jax.Array:
     """Row-major position along `axes` as uint32, shaped and sharded as `like`.
 
-    One iota an axis, and no reshape: each device then counts its own part. `zero`,
-    if given, is a zero that XLA knows nothing of: in a loop it keeps the positions
-    from being computed once and held in memory.
+    One iota an axis, and no reshape: each device then counts its own part.
     """
     # On a mesh of Explicit axes every operand must name its sharding.
     sharding = None if isinstance(like, jax.ShapeDtypeStruct) else typed_sharding(like)
@@ -25,6 +23,5 @@ def index_along(like: Any, axes: range, zero: Any = None) -> jax.Array:
         iota = jax.lax.broadcasted_iota(
             jnp.uint32, like.shape, axis, out_sharding=sharding
         )
-        iota = iota if zero is None else iota + zero
         total = total + (iota if stride == 1 else iota * np.uint32(stride))
     return total

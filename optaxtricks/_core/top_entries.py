@@ -1,226 +1,193 @@
 """The k largest entries of a list of arrays, without sorting or gathering them.
 
 Non-negative floats order as their bits do, so the k-th largest is found by bisection
-on its bits: each pass counts the entries that reach a few candidate thresholds, and
-only those counts cross devices. Ties are settled by a second bisection, on position.
+on its bits: each pass counts, leaf by leaf, the entries that reach a few candidate
+thresholds, and only those counts leave a device. Ties are cut by bisection on
+position, in the one leaf where the cut falls.
 
-Counts are integers throughout, and exact for any size: a leaf of more than 2**31
-entries is counted in parts, each of which fits a uint32, and the counts of a group
-of leaves are added up in two words of base 2**16.
+The loop runs in Python, on integers of any size. One compiled count then serves all
+leaves of a shape, where a loop inside a program would compile each leaf's own.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .pairs import Pair, at_least, carried, equal, halves
-from .parts import Plan, inside, position
+from .counter_hash import index_axes
+from .positions import index_along
 
 # Bits of the answer that one pass decides. One reading of the scores serves all
 # 2**3 - 1 candidates, and reading is what a pass costs; with a fourth bit the
 # comparisons cost more than the passes they save.
 _BITS = 3
-_STEPS = range(1, 2**_BITS)
+# Counts below this stay exact in the uint32 of one reduction.
+_COUNTABLE = 2**31
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "exact"))
-def largest(
-    leaves: Sequence[jax.Array], ranks: Pair, sizes: Pair, *, plan: Plan, exact: bool
-) -> tuple[list[jax.Array], jax.Array]:
-    """Masks of the `ranks[g]` largest entries of each group `g` of leaves.
+def largest(leaves: Sequence[jax.Array], rank: int, *, exact: bool) -> list[jax.Array]:
+    """Masks of the `rank` largest entries of non-negative floating-point leaves.
 
     Args:
-      leaves: floating-point arrays.
-      ranks: how many entries to keep of each group.
-      sizes: how many entries each group has.
-      plan: from `plan_for`.
+      leaves: concrete arrays.
+      rank: how many entries to keep, at least one and at most all.
       exact: keep exactly that many, the first ones among equals; otherwise also all
         entries equal to the last one kept.
-
-    Returns:
-      A bool array for each leaf, and (leaves, 2) counts of NaN and negative entries.
     """
-    bad = jnp.stack([_tally([x != x, x < 0], plan) for x in leaves])
-    word = np.dtype(np.uint32)
-    if any(x.dtype == jnp.float64 for x in leaves):
-        word = np.dtype(np.uint64)
-    threshold = _find_threshold(leaves, ranks, sizes, plan, word)
-    limits = [threshold[group] for group in plan.groups]
+    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    word = np.dtype(np.uint64 if wide else np.uint32)
 
-    def against(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-        """Per leaf, which entries are tied with the last one kept, and which exceed."""
-        keys = [_ordered_bits(x, word) for x in leaves]
-        return [(k == t, k > t) for k, t in zip(keys, limits, strict=True)]
+    def reaching(thresholds: Sequence[int]) -> list[int]:
+        words = np.array(thresholds, word)
+        found = [_reaching(leaf, words, _is_spread(leaf)) for leaf in leaves]
+        return _totals(found)
 
-    tests = against(leaves)
-    if not exact:
-        return [tied | exceeds for tied, exceeds in tests], bad
-    masks = [exceeds for _, exceeds in tests]
-    cuts = _find_cuts(leaves, against, ranks, plan)
-    for part, cut in zip(plan.parts, cuts, strict=True):
-        tied, _ = tests[part.leaf]
-        first = tied & (position(tied, part) < cut)
-        masks[part.leaf] |= inside(first, part, tied)
-    return masks, bad
-
-
-def _find_threshold(
-    leaves: Sequence[jax.Array], ranks: Pair, sizes: Pair, plan: Plan, word: np.dtype
-) -> jax.Array:
-    """Per group, the largest bits that `rank` entries reach.
-
-    Or any that exactly `rank` entries reach: the search stops there.
-    """
-    steps = np.array(_STEPS, word)
-    digits = math.ceil((word.itemsize * 8 - 1) / _BITS)  # the sign bit is clear
-
-    def unsettled(state: Any) -> Any:
-        shift, _, reached = state
-        return (shift >= 0) & ~jnp.all(equal(reached, ranks))
-
-    def narrow(state: Any) -> Any:
-        shift, threshold, reached = state
-        # The barrier ties the bits to the loop: outside of it, where XLA would move
-        # them, they would take up memory as large as the scores.
-        held, shift = jax.lax.optimization_barrier((leaves, shift))
-        keys = [_ordered_bits(x, word) for x in held]
-        tries = _candidates(threshold, steps, shift)
-        counts = [
-            _tally([inside(keys[p.leaf] >= t, p, keys[p.leaf]) for t in row], plan)
-            for p, row in zip(plan.parts, tries[plan.part_groups], strict=True)
-        ]
-        totals = _total(jnp.stack(counts), plan)
-        taken = jnp.sum(at_least(totals, _column(ranks)), axis=1, dtype=jnp.int32)
-        threshold = _pick(_beside(threshold, tries), taken)
-        ladder = [_beside(r, t) for r, t in zip(reached, totals, strict=True)]
-        reached = _pick(ladder[0], taken), _pick(ladder[1], taken)
-        return shift - _BITS, threshold, reached
-
-    start = jnp.zeros(len(ranks[0]), word)
-    top = jnp.asarray((digits - 1) * _BITS, jnp.int32)
-    everything = (jnp.asarray(sizes[0]), jnp.asarray(sizes[1]))
-    return jax.lax.while_loop(unsettled, narrow, (top, start, everything))[1]
-
-
-def _find_cuts(
-    leaves: Sequence[jax.Array],
-    against: Callable[[Sequence[jax.Array]], list[tuple[jax.Array, jax.Array]]],
-    ranks: Pair,
-    plan: Plan,
-) -> jax.Array:
-    """Per part, the position before which its tied entries are kept."""
-    tests = against(leaves)
-    counts = jnp.stack(
-        [
-            _tally([inside(test, part, test) for test in tests[part.leaf]], plan)
-            for part in plan.parts
-        ]
+    threshold, reached = _search(
+        reaching, lambda count: count >= rank, goal=rank, stop=2 ** (8 * word.itemsize)
     )
-    high, low = _total(counts[:, 1:], plan)
-    shares = _shares(counts[:, 0], ranks, (high[:, 0], low[:, 0]), plan)
-    whole = shares == counts[:, 0]
-    steps = np.array(_STEPS, np.uint32)
-    largest_part = max((p.stop - p.start) * p.row_size for p in plan.parts)
+    limit = np.asarray(threshold, word)
+    if not exact or reached == rank:
+        return [_mask(leaf, limit, _pair(leaf, [leaf.size])) for leaf in leaves]
+    tests = [_against(leaf, limit, _is_spread(leaf)) for leaf in leaves]
+    missing = rank - _totals(tests)[0]
+    masks: list[jax.Array] = []
+    for leaf, test in zip(leaves, tests, strict=True):
+        ties = _totals([test])[1]
+        share = min(missing, ties)
+        missing -= share
+        masks.append(_mask(leaf, limit, _pair(leaf, [_cut(leaf, limit, share, ties)])))
+    return masks
 
-    def unsettled(state: Any) -> Any:
-        shift, _, kept = state
-        return (shift >= 0) & ~jnp.all(kept == shares)
 
-    def narrow(state: Any) -> Any:
-        shift, cuts, kept = state
-        zero = jnp.zeros((), jnp.uint32)
-        held, shift, zero = jax.lax.optimization_barrier((leaves, shift, zero))
-        tests = against(held)
-        tries = _candidates(cuts, steps, shift)
-        rows = []
-        for part, row in zip(plan.parts, tries, strict=True):
-            tied, _ = tests[part.leaf]
-            ties = inside(tied, part, tied)
-            place = position(ties, part, zero)
-            rows.append(_tally([ties & (place < t) for t in row], plan))
-        counts = _beside(kept, jnp.stack(rows))
-        taken = jnp.sum(counts[:, 1:] <= shares[:, None], axis=1, dtype=jnp.int32)
-        chosen = _pick(_beside(cuts, tries), taken)
-        done = kept == shares
-        return (
-            shift - _BITS,
-            jnp.where(done, cuts, chosen),
-            jnp.where(done, kept, _pick(counts, taken)),
+def invalid(leaves: Sequence[jax.Array]) -> list[list[int]]:
+    """For each leaf, how many entries are NaN and how many negative."""
+    tallies = [_invalid(leaf, _is_spread(leaf)) for leaf in leaves]
+    return [_totals([tally]) for tally in tallies]
+
+
+def _cut(leaf: jax.Array, limit: np.ndarray, share: int, ties: int) -> int:
+    """The position before which `share` of the `ties` with the limit stand."""
+    if share in (0, ties):
+        return leaf.size if share else 0
+    before = lambda cuts: _totals(
+        [_tied_before(leaf, limit, _pair(leaf, cuts), _is_spread(leaf))]
+    )
+    return _search(before, lambda n: n <= share, goal=share, stop=leaf.size)[0]
+
+
+def _search(
+    count: Callable[[Sequence[int]], list[int]],
+    fits: Callable[[int], bool],
+    *,
+    goal: int,
+    stop: int,
+) -> tuple[int, int | None]:
+    """The largest number below `stop` whose count fits, or any whose count is `goal`.
+
+    Zero must fit, and a number below one that fits. Returns the number and its count,
+    which is unknown for zero.
+    """
+    best, reached = 0, None
+    start = (stop - 1).bit_length() - 1
+    for shift in range(start // _BITS * _BITS, -1, -_BITS):
+        steps = [best + (i << shift) for i in range(1, 2**_BITS)]
+        tries = [min(step, stop - 1) for step in steps]
+        counts = count(tries)
+        taken = sum(
+            fits(found) and step == at
+            for found, step, at in zip(counts, steps, tries, strict=True)
         )
-
-    top = jnp.asarray(largest_part.bit_length() // _BITS * _BITS, jnp.int32)
-    cuts = jnp.where(whole, np.uint32(2**32 - 1), np.uint32(0))
-    kept = jnp.where(whole, shares, np.uint32(0))
-    return jax.lax.while_loop(unsettled, narrow, (top, cuts, kept))[1]
-
-
-def _shares(counts: jax.Array, ranks: Pair, above: Pair, plan: Plan) -> jax.Array:
-    """How many tied entries of each part are kept, earlier parts first."""
-    before = []
-    for half in halves(counts):
-        running = jnp.cumsum(half, dtype=jnp.uint32) - half
-        before.append(running - running[plan.firsts])
-    done = carried(
-        before[0] + above[0][plan.part_groups], before[1] + above[1][plan.part_groups]
-    )
-    after = carried(*(x + y for x, y in zip(done, halves(counts), strict=True)))
-    wanted = ranks[0][plan.part_groups], ranks[1][plan.part_groups]
-    # Wraps around where it is not used: where all or none of the part is kept.
-    missing = ((wanted[0] - done[0]) << 16) + (wanted[1] - done[1])
-    some = jnp.where(at_least(wanted, after), counts, missing)
-    return jnp.where(at_least(done, wanted), np.uint32(0), some)
+        if taken:
+            best, reached = tries[taken - 1], counts[taken - 1]
+        if reached == goal:
+            break
+    return best, reached
 
 
-def _candidates(base: jax.Array, steps: np.ndarray, shift: jax.Array) -> jax.Array:
-    """`base` plus each multiple of 2**shift; the largest word where that overflows."""
-    by = shift.astype(steps.dtype)
-    offsets = jnp.asarray(steps) << by
-    tries = base[:, None] + offsets[None, :]
-    fits = (offsets >> by == steps)[None, :] & (tries >= base[:, None])
-    return jnp.where(fits, tries, jnp.asarray(np.iinfo(steps.dtype).max, steps.dtype))
+@functools.partial(jax.jit, static_argnums=2)
+def _reaching(leaf: jax.Array, thresholds: jax.Array, spread: bool) -> jax.Array:
+    keys = _ordered_bits(leaf, thresholds.dtype)
+    return _tally([keys >= threshold for threshold in thresholds], spread)
 
 
-def _tally(tests: Sequence[jax.Array], plan: Plan) -> jax.Array:
-    """How many entries pass each test, as a uint32 vector."""
-    if plan.spread:
-        # Plain sums: the SPMD partitioner makes each a scalar all-reduce.
-        return jnp.stack([jnp.sum(test, dtype=jnp.uint32) for test in tests])
-    # One reduction with many results: XLA reads the leaf once, and on a CPU it
-    # rewrites plain sums in a way that writes every test out to memory first.
-    zeros = [np.uint32(0)] * len(tests)
-    ones = [test.astype(jnp.uint32) for test in tests]
-    add = lambda x, y: [a + b for a, b in zip(x, y, strict=True)]
-    return jnp.stack(jax.lax.reduce(ones, zeros, add, tuple(range(tests[0].ndim))))
+@functools.partial(jax.jit, static_argnums=2)
+def _against(leaf: jax.Array, limit: jax.Array, spread: bool) -> jax.Array:
+    """How many entries exceed the limit, and how many equal it."""
+    keys = _ordered_bits(leaf, limit.dtype)
+    return _tally([keys > limit, keys == limit], spread)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _tied_before(
+    leaf: jax.Array, limit: jax.Array, cuts: jax.Array, spread: bool
+) -> jax.Array:
+    tied = _ordered_bits(leaf, limit.dtype) == limit
+    return _tally([tied & _before(leaf, cut) for cut in cuts], spread)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _invalid(leaf: jax.Array, spread: bool) -> jax.Array:
+    return _tally([leaf != leaf, leaf < 0], spread)
+
+
+@jax.jit
+def _mask(leaf: jax.Array, limit: jax.Array, cut: jax.Array) -> jax.Array:
+    """Entries above the limit, and those that equal it before the cut."""
+    keys = _ordered_bits(leaf, limit.dtype)
+    return (keys > limit) | ((keys == limit) & _before(leaf, cut[0]))
+
+
+def _pair(leaf: jax.Array, positions: Sequence[int]) -> np.ndarray:
+    """Row-major positions as the two words in which entries are numbered."""
+    _, low = index_axes(leaf.shape, "element")
+    size = max(1, math.prod(leaf.shape[axis] for axis in low))
+    # A position past a leaf of 2**32 entries still fits: as row 1, column 0.
+    return np.array([divmod(position, size) for position in positions], np.uint32)
+
+
+def _before(leaf: jax.Array, cut: jax.Array) -> jax.Array:
+    """Which entries stand before a position given as two words."""
+    high, low = index_axes(leaf.shape, "element")
+    row, column = index_along(leaf, high), index_along(leaf, low)
+    return (row < cut[0]) | ((row == cut[0]) & (column < cut[1]))
 
 
 def _ordered_bits(x: jax.Array, word: np.dtype) -> jax.Array:
     """Unsigned integers that order as the non-negative floats do."""
-    wide = x.astype(np.float64 if word.itemsize == 8 else np.float32)
-    # The magnitude, so that -0.0 counts as 0.0.
-    return jax.lax.bitcast_convert_type(jnp.abs(wide), word)
+    wide = x.astype(jnp.float64 if word == np.uint64 else jnp.float32)
+    return jax.lax.bitcast_convert_type(jnp.abs(wide), word)  # abs: -0.0 is 0.0
 
 
-def _total(counts: jax.Array, plan: Plan) -> Pair:
-    """Sums over the parts of each group; below 2**16 parts no half overflows."""
-    add = lambda half: jax.ops.segment_sum(
-        half, plan.part_groups, plan.groups[-1] + 1, indices_are_sorted=True
-    )
-    high, low = halves(counts)
-    return carried(add(high), add(low))
+def _tally(tests: Sequence[jax.Array], spread: bool) -> jax.Array:
+    """How many entries pass each test, as (tests, 2) words of base 2**16."""
+    shape = tests[0].shape
+    first = 0
+    while math.prod(shape[first:]) > _COUNTABLE:
+        first += 1
+    axes = tuple(range(first, len(shape)))
+    ones = [test.astype(jnp.uint32) for test in tests]
+    if spread:
+        # Plain sums: the SPMD partitioner makes each a scalar all-reduce.
+        counts = [jnp.sum(one, axis=axes, dtype=jnp.uint32) for one in ones]
+    else:
+        # One reduction with many results: XLA reads the leaf once, and on a CPU it
+        # rewrites plain sums in a way that writes every test out to memory first.
+        zeros = [np.uint32(0)] * len(ones)
+        add = lambda x, y: [a + b for a, b in zip(x, y, strict=True)]
+        counts = jax.lax.reduce(ones, zeros, add, axes)
+    total = lambda half: jnp.sum(half, dtype=jnp.uint32)
+    halves = [[total(c >> 16), total(c & np.uint32(0xFFFF))] for c in counts]
+    return jnp.stack([jnp.stack(pair) for pair in halves])
 
 
-def _column(x: Pair) -> Pair:
-    return x[0][:, None], x[1][:, None]
+def _totals(tallies: Sequence[jax.Array]) -> list[int]:
+    """The counts of all leaves together, as Python integers."""
+    words = np.stack([np.asarray(tally).astype(object) for tally in tallies])
+    return [int(high * 2**16 + low) for high, low in words.sum(axis=0)]
 
 
-def _beside(first: jax.Array, rest: jax.Array) -> jax.Array:
-    return jnp.concatenate([first[:, None], rest], axis=1)
-
-
-def _pick(table: jax.Array, column: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(table, column[:, None], axis=1)[:, 0]
+def _is_spread(leaf: jax.Array) -> bool:
+    return len(leaf.sharding.device_set) > 1

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
-from .._core.pairs import as_pair
-from .._core.parts import plan_for
 from .._core.paths import path_of
 from .._core.selectors import Selector, matches
-from .._core.top_entries import largest
+from .._core.top_entries import invalid, largest
 
 Scope = Literal["global", "leaf"]
 Rule = Literal["exact", "percentile"]
@@ -50,13 +48,14 @@ def top_fraction_mask(
 
     Nothing is sorted, concatenated or gathered. The threshold is found by bisection
     on the bits of the scores, and ties are cut by bisection on position; both count
-    in integers, exact for any size.
+    in integers, exact for any size. The search runs on the host, so call this outside
+    of ``jit``; what it compiles serves all leaves of a shape.
 
     Guarantees:
       - ``rule="exact"`` keeps exactly :math:`k` entries, ties or not.
-      - The mask is the same under ``jit`` and on any sharding; over several devices
-        the only communication is all-reduces of counts, and masks are sharded like
-        their scores.
+      - The mask is the same on any sharding; over several devices the only
+        communication is all-reduces of counts, and masks are sharded like their
+        scores.
       - float16, bfloat16, float32 and float64 are ranked without rounding; infinity
         ranks first, and -0.0 as 0.0.
 
@@ -78,9 +77,9 @@ def top_fraction_mask(
     Raises:
       ValueError: an argument out of range, ``where`` matches no leaf, no eligible
         entry, a float64 NumPy array while JAX's x64 mode is off, or a score that is
-        negative or NaN. Under ``jit`` scores go unexamined: NaN then ranks above
-        infinity, and a negative score by its magnitude.
-      TypeError: ``keep_fraction`` is not a number, or scores are not real floats.
+        negative or NaN.
+      TypeError: ``keep_fraction`` is not a number, or scores are traced or not real
+        floats.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -125,26 +124,21 @@ def _masks(
             f"scores have no eligible entry: {len(leaves)} leaves are eligible, and "
             "all of them are empty."
         )
-    groups = list(range(len(leaves))) if by_leaf else [0] * len(leaves)
-    sizes = [0] * (groups[-1] + 1)
-    for group, leaf in zip(groups, leaves, strict=True):
-        sizes[group] += leaf.size
-    masks, bad = largest(
-        leaves,
-        as_pair([_RULES[rule](size, fraction) for size in sizes]),
-        as_pair(sizes),
-        plan=plan_for(
-            [leaf.shape for leaf in leaves],
-            groups,
-            spread=any(map(_may_be_spread, leaves)),
-        ),
-        exact=rule == "exact",
-    )
-    _check_scores([path for path, _ in named], bad)
+    _check_scores([path for path, _ in named], leaves)
+    masks = []
+    for group in [[leaf] for leaf in leaves] if by_leaf else [leaves]:
+        size = sum(leaf.size for leaf in group)
+        rank = _RULES[rule](size, fraction)
+        masks += largest(group, rank, exact=rule == "exact")
     return masks
 
 
 def _as_floats(path: str, leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(
+            f"scores must be concrete, but the leaf at {path!r} is traced: make the "
+            "mask outside of jit."
+        )
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -160,16 +154,8 @@ def _as_floats(path: str, leaf: Any) -> jax.Array:
     return array
 
 
-def _may_be_spread(leaf: jax.Array) -> bool:
-    if isinstance(leaf, jax.core.Tracer):
-        return jax.device_count() > 1
-    return len(leaf.sharding.device_set) > 1
-
-
-def _check_scores(paths: Sequence[str], bad: jax.Array) -> None:
-    if isinstance(bad, jax.core.Tracer):
-        return
-    for path, (nans, negative) in zip(paths, np.asarray(bad).tolist(), strict=True):
+def _check_scores(paths: Sequence[str], leaves: Sequence[jax.Array]) -> None:
+    for path, (nans, negative) in zip(paths, invalid(leaves), strict=True):
         if nans or negative:
             raise ValueError(
                 f"scores must be non-negative, but the leaf at {path!r} has {nans} "

@@ -1,5 +1,6 @@
-"""Counting in parts and in two words, and the search on a mesh."""
+"""The k largest entries: counts past one word, cuts among ties, and on a mesh."""
 
+import functools
 import re
 
 import jax
@@ -11,133 +12,132 @@ from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
 from optaxtricks._core import top_entries
-from optaxtricks._core.pairs import as_pair, at_least, equal
-from optaxtricks._core.parts import plan_for
+from optaxtricks._core.counter_hash import index_axes
 from optaxtricks._core.top_entries import largest
 
 RNG = np.random.default_rng(0)
 
 
-def value(pair):
-    return [2**16 * int(h) + int(w) for h, w in zip(*map(np.ravel, pair), strict=True)]
+def by_sorting(leaves, rank):
+    """The first `rank` entries of a stable sort by falling score."""
+    flat = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    kept = np.zeros(flat.size, bool)
+    kept[np.argsort(-flat, kind="stable")[:rank]] = True
+    return kept
 
 
-def test_pairs_hold_what_no_word_holds():
-    numbers = [0, 1, 2**16 - 1, 2**16, 2**31, 2**32 - 1, 2**32, 2**45 + 12345]
-    assert value(as_pair(numbers)) == numbers
-    for x in numbers:
-        for y in numbers:
-            left, right = as_pair([x]), as_pair([y])
-            assert bool(at_least(left, right)[0]) == (x >= y)
-            assert bool(equal(left, right)[0]) == (x == y)
+def flat(masks):
+    return np.concatenate([np.ravel(mask) for mask in masks])
 
 
-def test_totals_of_groups_exceed_a_word():
-    shapes = [(2**31,)] * 5 + [(3,)]
-    plan = plan_for(shapes, [0, 0, 0, 0, 1, 1], spread=False)
-    counts = [2**31, 2**31 - 1, 2**32 - 1, 7, 2**31, 3]
-    total = top_entries._total(jnp.asarray(counts, jnp.uint32)[:, None], plan)
-    assert value(total) == [sum(counts[:4]), sum(counts[4:])]
+@pytest.mark.parametrize("rank", [1, 2, 7, 19, 37, 38])
+@pytest.mark.parametrize("values", [2, 5, 10**6])
+def test_equals_a_stable_sort(rank, values):
+    shapes = [(3, 2, 5), (7,), (), (0, 4)]
+    leaves = [jnp.asarray(RNG.integers(0, values, s), jnp.float32) for s in shapes]
+    want = by_sorting(leaves, rank)
+    np.testing.assert_array_equal(flat(largest(leaves, rank, exact=True)), want)
+    scores = flat(leaves)
+    at_least = scores >= np.sort(scores)[-rank]
+    np.testing.assert_array_equal(flat(largest(leaves, rank, exact=False)), at_least)
 
 
-def test_shares_go_to_the_first_parts():
-    counts = [2**31, 2**31, 5, 2**31, 9]
-    plan = plan_for([(2**31,)] * 5, [0, 0, 0, 0, 1], spread=False)
-    for rank, above, want in (
-        (2**32 + 10, 6, [2**31, 2**31, 4, 0]),
-        (2**32 + 10, 0, [2**31, 2**31, 5, 5]),
-        (2**31 - 1, 0, [2**31 - 1, 0, 0, 0]),
-        (2**33, 2**33 - 1, [1, 0, 0, 0]),
-    ):
-        shares = top_entries._shares(
-            jnp.asarray(counts, jnp.uint32),
-            as_pair([rank, 4]),
-            as_pair([above, 1]),
-            plan,
-        )
-        assert shares.tolist() == [*want, 3]
+def test_every_power_of_two_is_told_apart():
+    """Thresholds over the whole range of float32, subnormal numbers aside."""
+    scores = jnp.asarray(2.0 ** np.arange(-126, 128), jnp.float32)
+    for rank in (1, 2, 100, 253, 254):
+        (mask,) = largest([scores], rank, exact=True)
+        assert np.flatnonzero(mask)[0] == 254 - rank and mask.sum() == rank
 
 
-def test_large_leaves_are_counted_in_parts_that_cover_them():
-    for shape in ((2**20, 2**16), (80, 8192, 28672), (2**32 - 1,), (3, 2**31), (5, 4)):
-        plan = plan_for([shape], [0], spread=False)
-        sizes = [(part.stop - part.start) * part.row_size for part in plan.parts]
-        assert sum(sizes) == np.prod(shape, dtype=np.int64) and max(sizes) <= 2**31
-        assert plan.parts[0].start == 0
-        assert [p.stop for p in plan.parts[:-1]] == [p.start for p in plan.parts[1:]]
-    with pytest.raises(ValueError, match="too large; reshape"):
-        plan_for([(2**33,)], [0], spread=False)
+@pytest.mark.parametrize("spread", [False, True])
+def test_counts_in_two_words_and_two_stages(monkeypatch, spread):
+    """As for a leaf too large for one reduction: rows are counted first."""
+    monkeypatch.setattr(top_entries, "_COUNTABLE", 10)
+    tests = [jnp.asarray(RNG.integers(0, 2, (4, 3, 5)) == 1) for _ in range(2)]
+    tally = top_entries._tally(tests, spread)
+    assert top_entries._totals([tally]) == [int(test.sum()) for test in tests]
+    many = jnp.array([[2**15, 2**16 - 1], [0, 3]], jnp.uint32)
+    assert top_entries._totals([many, many]) == [2 * (2**31 + 2**16 - 1), 6]
 
 
-@pytest.mark.parametrize(("limit", "spread"), [(12, False), (12, True)])
-def test_parts_do_not_change_the_mask(limit, spread):
-    shapes = [(3, 2, 5), (7,), ()]
-    leaves = [jnp.asarray(RNG.integers(0, 3, s), jnp.float32) for s in shapes]
-    for groups, sizes in (([0] * 3, [38]), ([0, 1, 2], [30, 7, 1])):
-        ranks = as_pair([max(1, size // 2) for size in sizes])
-        whole, _ = largest(
-            leaves,
-            ranks,
-            as_pair(sizes),
-            plan=plan_for(shapes, groups, spread=False),
-            exact=True,
-        )
-        cut, _ = largest(
-            leaves,
-            ranks,
-            as_pair(sizes),
-            plan=plan_for(shapes, groups, spread=spread, limit=limit),
-            exact=True,
-        )
-        for one, other in zip(whole, cut, strict=True):
-            np.testing.assert_array_equal(one, other)
+def test_ties_are_cut_where_entries_have_two_index_words(monkeypatch):
+    """As in a leaf of more than 2**32 entries, here with words of 8 values."""
+    narrow = functools.partial(index_axes, word=8)
+    monkeypatch.setattr(top_entries, "index_axes", narrow)
+    jax.clear_caches()
+    leaves = [jnp.ones((3, 2, 4)), jnp.asarray(RNG.integers(0, 2, (5, 8)), jnp.float32)]
+    for rank in (1, 8, 9, 23, 24, 30, 44):
+        got = flat(largest(leaves, rank, exact=True))
+        np.testing.assert_array_equal(got, by_sorting(leaves, rank))
+    jax.clear_caches()
+
+
+def test_a_leaf_past_two_to_the_32_lowers():
+    huge = jax.ShapeDtypeStruct((80, 8192, 28672), jnp.float32)
+    limit = jax.ShapeDtypeStruct((), jnp.uint32)
+    cuts = jax.ShapeDtypeStruct((7, 2), jnp.uint32)
+    text = top_entries._tied_before.lower(huge, limit, cuts, False).as_text()
+    assert "tensor<80xui32>" in text  # one count a row, each below 2**32
 
 
 SPECS = {"a": P("x", "y"), "b": P(), "c": P(None, "x")}
 
 
-@pytest.mark.parametrize(
-    ("kind", "how"),
-    [
-        (AxisType.Auto, {}),
-        (AxisType.Explicit, {}),
-        (AxisType.Auto, {"scope": "leaf", "rule": "percentile"}),
-    ],
-    ids=str,
-)
-def test_on_a_mesh_only_counts_travel(kind, how):
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("how", [{}, {"scope": "leaf", "rule": "percentile"}], ids=str)
+def test_on_a_mesh_the_masks_are_the_same_and_stay_there(kind, how):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
     shapes = {"a": (16, 24), "b": (5, 3), "c": (3, 20)}
     tree = {k: np.float32(RNG.integers(0, 9, s)) for k, s in shapes.items()}
     there = {
         k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in tree.items()
     }
-    choose = lambda scores: ot.top_fraction_mask(scores, 0.3, **how)
-    want = choose(tree)
-    compiled = jax.jit(choose).lower(there).compile()
-    for k, mask in compiled(there).items():
+    want = ot.top_fraction_mask(tree, 0.3, **how)
+    for k, mask in ot.top_fraction_mask(there, 0.3, **how).items():
         np.testing.assert_array_equal(mask, want[k])
         assert mask.sharding.is_equivalent_to(there[k].sharding, mask.ndim)
-    text = compiled.as_text() or ""
-    moved = re.findall(
-        r"= (.+?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\(", text
-    )
-    assert moved and {kind for _, kind in moved} == {"all-reduce"}
-    shapes = {
-        shape for shapes, _ in moved for shape in re.findall(r"\w+\[.*?\]", shapes)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh_only_counts_travel(kind):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+    leaf = jax.device_put(jnp.ones((16, 24)), NamedSharding(mesh, P("x", "y")))
+    limit, cuts = np.uint32(0), np.zeros((7, 2), np.uint32)
+    programs = {
+        "reaching": top_entries._reaching.lower(leaf, cuts[:, 0], True),
+        "against": top_entries._against.lower(leaf, limit, True),
+        "tied before": top_entries._tied_before.lower(leaf, limit, cuts, True),
+        "mask": top_entries._mask.lower(leaf, limit, cuts),
     }
-    assert shapes == {"u32[]"}
+    for name, program in programs.items():
+        text = program.compile().as_text() or ""
+        moved = re.findall(
+            r"= (.+?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\(", text
+        )
+        assert {kind for _, kind in moved} == (
+            set() if name == "mask" else {"all-reduce"}
+        )
+        sizes = {size for shapes, _ in moved for size in re.findall(r"\[.*?\]", shapes)}
+        assert sizes <= {"[]"}
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_one_device_needs_no_temporary_of_the_scores_size(exact):
-    scores = [jnp.ones((512, 512)), jnp.ones(512)]
-    lowered = largest.lower(
-        scores,
-        as_pair([1000]),
-        as_pair([512 * 513]),
-        plan=plan_for([s.shape for s in scores], [0, 0], spread=False),
-        exact=exact,
-    )
-    analysis = lowered.compile().memory_analysis()
-    assert analysis is not None and analysis.temp_size_in_bytes < 512 * 513
+def test_one_device_needs_no_temporary_of_the_scores_size():
+    leaf, limit = jnp.ones((512, 512)), np.uint32(0)
+    cuts = np.zeros((7, 2), np.uint32)
+    for program in (
+        top_entries._reaching.lower(leaf, cuts[:, 0], False),
+        top_entries._against.lower(leaf, limit, False),
+        top_entries._tied_before.lower(leaf, limit, cuts, False),
+        top_entries._mask.lower(leaf, limit, cuts),
+    ):
+        analysis = program.compile().memory_analysis()
+        assert analysis is not None and analysis.temp_size_in_bytes < 512 * 512
+
+
+def test_one_trace_serves_all_leaves_of_a_shape(monkeypatch):
+    traces, tally = [], top_entries._tally
+    spy = lambda tests, spread: traces.append(len(tests)) or tally(tests, spread)
+    monkeypatch.setattr(top_entries, "_tally", spy)
+    largest([jnp.arange(11.0) + i for i in range(20)], 50, exact=True)
+    assert traces.count(7) <= 2 and len(traces) <= 3
