@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .paths import path_of
+from .paths import joined
 
 Layout = tuple[Any, list[tuple[Any, int]]]
 
@@ -53,8 +53,8 @@ def checked_batches(
     for i, raw in enumerate(stream):
         where = f"{name}: batch {i}"
         leaves, treedef = jax.tree.flatten_with_path(raw, is_leaf=_is_iterator)
-        paths = [path_of(key_path) for key_path, _ in leaves]
-        arrays = [_as_array(x, path_of(key_path), where) for key_path, x in leaves]
+        paths = [joined(key_path) for key_path, _ in leaves]
+        arrays = [_as_array(x, joined(key_path), where) for key_path, x in leaves]
         size = _leading_size(arrays, paths, where)
         layout = treedef, [(jnp.result_type(x), x.ndim) for x in arrays]
         if first is not None and layout != first:

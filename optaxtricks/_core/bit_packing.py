@@ -30,6 +30,14 @@ def packing_axis(shape: Sequence[int]) -> int:
     return min(range(len(shape)), key=cost)
 
 
+def packed_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the bits of an array of this shape."""
+    if not shape:
+        return ()
+    axis = packing_axis(shape)
+    return (*shape[:axis], _bytes(shape[axis]), *shape[axis + 1 :])
+
+
 def pack(mask: Any) -> Any:
     """The bits of a bool array; a NumPy array gives a NumPy array."""
     if mask.ndim == 0:

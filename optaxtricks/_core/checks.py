@@ -78,7 +78,7 @@ def inexact_leaves(
 ) -> None:
     """Rejects integer and Boolean leaves (and complex ones where undefined)."""
     for path, leaf in leaves_with_paths(tree):
-        dtype = jnp.result_type(leaf)
+        dtype = _dtype(path, leaf, by, remedy)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{by} needs floating-point leaves, but the leaf at {path!r} has "
@@ -108,6 +108,35 @@ def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:
             f"{by} was initialised for {len(known)} leaves but got updates with "
             f"{len(leaves)}."
         )
+
+
+def scalar(**named: Any) -> None:
+    """Rejects what a schedule must not return: all but one number."""
+    for name, value in named.items():
+        if value is None or np.ndim(value) != 0:
+            raise ValueError(f"{name} must give a scalar at each step, got {value!r}.")
+
+
+def step_count(**named: Any) -> None:
+    """Rejects all but whole numbers in [0, 2**31); a traced one passes."""
+    for name, value in named.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        kind = np.result_type(value) if np.ndim(value) == 0 else None
+        if isinstance(value, bool) or kind is None or kind.kind not in "iu":
+            raise TypeError(f"{name} must be a whole number, got {value!r}.")
+        if not 0 <= int(value) < 2**31:
+            raise ValueError(f"{name} must lie in [0, 2**31), got {value!r}.")
+
+
+def _dtype(path: str, leaf: Any, by: str, remedy: str) -> Any:
+    try:
+        return jnp.result_type(leaf)
+    except TypeError:
+        raise TypeError(
+            f"{by} needs arrays, but the leaf at {path!r} is a {type(leaf).__name__}; "
+            f"leave it out with {remedy}."
+        ) from None
 
 
 def _concrete(name: str, value: Any, *, schedule: bool) -> float | None:

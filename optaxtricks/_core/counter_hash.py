@@ -47,7 +47,7 @@ def key_words(key: Any) -> Any:
             if key.shape:
                 raise ValueError(f"key must be one key, got shape {key.shape}.")
             return jax.random.key_data(key)
-        if key.dtype == np.uint32 and key.ndim == 1 and key.size >= 2:
+        if key.dtype == np.uint32 and key.shape in ((2,), (4,)):
             return key
     raise TypeError(
         "key must be an int, a key from jax.random.key, or a one-dimensional uint32 "

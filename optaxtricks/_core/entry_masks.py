@@ -30,18 +30,25 @@ class EntryMask:
             raise ValueError("mask has two leaves of the same path; rename one.")
 
     def entries(self, tree: Any) -> list[Entry]:
-        """What the mask says of each leaf of `tree`, in leaf order."""
-        return [self._find(path) for path, _ in leaves_with_paths(tree)]
+        """What the mask says of each leaf of `tree`, in leaf order.
 
-    def check(self, params: Any) -> None:
-        """Rejects parameters that the mask does not fit, naming the leaf."""
-        leaves, gaps = leaves_with_paths(params), holes(params)
-        for path, leaf in leaves:
+        Raises:
+          ValueError: a leaf that the mask does not cover, or of another shape.
+        """
+        found = []
+        for path, leaf in leaves_with_paths(tree):
             entry, shape = self._find(path), jnp.shape(leaf)
             if not isinstance(entry, bool) and entry != shape:
                 raise ValueError(
                     f"mask at {path!r}: expected shape {shape}, got {entry}."
                 )
+            found.append(entry)
+        return found
+
+    def check(self, params: Any) -> None:
+        """Rejects parameters that the mask does not fit, naming the leaf."""
+        self.entries(params)
+        leaves, gaps = leaves_with_paths(params), holes(params)
         known = [path for path, _ in leaves]
         idle = [path for path in self._table if not _met(path, known, gaps)]
         if leaves and idle:
@@ -78,6 +85,18 @@ def mask_arrays(mask: Any) -> dict[str, jax.Array | np.ndarray]:
     """The bool arrays of a checked mask, by path."""
     found = leaves_with_paths(mask)
     return {path: value for path, value in found if not _is_bool(value)}
+
+
+def check_made_with(
+    found: Any, expected: Iterable[tuple[int, ...]], *, by: str
+) -> None:
+    """Rejects state whose arrays do not have the shapes that a mask leads to."""
+    have = [tuple(x.shape) for x in found] if isinstance(found, tuple) else []
+    if have != (want := list(expected)):
+        raise ValueError(
+            f"the state of {by} was made with another mask: this one needs arrays of "
+            f"shapes {want}, the state has {have}."
+        )
 
 
 def leafless(tree: Any) -> bool:

@@ -66,8 +66,8 @@ def sampling_key(key: Any, labels: str) -> jax.Array | None:
     words = key_words(key)
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    # Raw words do not say whose they are; two of them are threefry's.
-    impl = "threefry2x32" if words.shape[0] == 2 else None
+    # Raw words do not say whose they are, but their number does.
+    impl = "threefry2x32" if words.shape[0] == 2 else "rbg"
     return jax.random.wrap_key_data(jnp.asarray(words), impl=impl)
 
 

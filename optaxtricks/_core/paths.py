@@ -6,25 +6,34 @@ from typing import Any
 import jax
 import optax
 
-KeyPath = tuple[Any, ...]
+_VALUE = jax.tree_util.GetAttrKey("value")
 
 
-def path_of(key_path: KeyPath) -> str:
-    """Joins the keys of a JAX key path by `/`, without a trailing `.value`.
+def nodes_with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves and holes of `tree` with their paths, in JAX's leaf order.
 
-    A Flax Variable is a node whose only child is the attribute `value`: dropping
-    that last step gives Variables (as `nnx.Optimizer` passes to `init`) and plain
-    arrays (as it passes to `update`) the same path.
+    A path is the keys joined by `/`. A Flax Variable, or a Linen box, is a node whose
+    only child is the attribute `value`; that step is dropped, which gives Variables
+    (as `nnx.Optimizer` passes to `init`) and plain arrays (as it passes to `update`)
+    the same path.
     """
-    last = key_path[-1] if key_path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
-        key_path = key_path[:-1]
-    return "/".join(_step(key) for key in key_path)
+    found = jax.tree.leaves_with_path(tree, is_leaf=is_hole)
+    steps = [(keys[:i], key) for keys, _ in found for i, key in enumerate(keys)]
+    boxes = {parent for parent, key in steps if key == _VALUE}
+    if boxes:
+        boxes -= {parent for parent, key in steps if key != _VALUE}
+    shown = lambda keys: tuple(k for i, k in enumerate(keys) if keys[:i] not in boxes)
+    return [(joined(shown(keys)), node) for keys, node in found]
+
+
+def joined(keys: tuple[Any, ...]) -> str:
+    """A JAX key path as a string."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of `tree` with their paths, in JAX's leaf order."""
-    return [(path_of(k), leaf) for k, leaf in jax.tree.leaves_with_path(tree)]
+    return [(path, node) for path, node in nodes_with_paths(tree) if not is_hole(node)]
 
 
 def is_hole(node: Any) -> bool:
@@ -34,8 +43,7 @@ def is_hole(node: Any) -> bool:
 
 def holes(tree: Any) -> list[str]:
     """Paths at which `optax.masked`, `optax.partition` or a split took a leaf out."""
-    marked = jax.tree.leaves_with_path(tree, is_leaf=is_hole)
-    return [path_of(k) for k, node in marked if is_hole(node)]
+    return [path for path, node in nodes_with_paths(tree) if is_hole(node)]
 
 
 def listing(paths: Iterable[str], limit: int = 30) -> str:
@@ -43,10 +51,3 @@ def listing(paths: Iterable[str], limit: int = 30) -> str:
     names = [repr(path) for path in paths]
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "(none)") + more
-
-
-def _step(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

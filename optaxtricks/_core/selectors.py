@@ -42,7 +42,9 @@ def describe(selector: Selector) -> str:
     """The selector as an error message should show it."""
     if isinstance(selector, re.Pattern):
         return repr(selector.pattern)
-    return repr(selector) if isinstance(selector, str) else "(given as an object)"
+    if isinstance(selector, str):
+        return repr(selector)
+    return "(a predicate)" if callable(selector) else "(a tree of bools)"
 
 
 def compiled(pattern: str | re.Pattern[str], *, name: str) -> re.Pattern[str]:
@@ -86,6 +88,8 @@ def _by_prefix(tree: Any, name: str) -> Callable[[str, Any], bool]:
             f"bools, got {jax.tree.map(type, tree)!r}."
         )
     table = {path: bool(value) for path, value in entries}
+    if len(table) != len(entries):
+        raise ValueError(f"{name} has two leaves of the same path; rename one.")
 
     def chosen(path: str, leaf: Any) -> bool:
         prefix = path

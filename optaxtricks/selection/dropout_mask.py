@@ -45,7 +45,8 @@ def dropout_mask(
       tree: a pytree whose leaves have shapes (arrays or ``jax.ShapeDtypeStruct``).
       keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule read at ``step``.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key.
-      step: int count of earlier updates; 0 is the first. It may be traced.
+      step: int count of earlier updates in ``[0, 2**31)``; 0 is the first. It may be
+        traced.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
         is one row); or ``"leaf"``, one draw per leaf.
 
@@ -68,7 +69,10 @@ def dropout_mask(
     """
     checks.fraction(keep_rate=keep_rate)
     checks.chosen(GRANULARITIES, granularity=granularity)
-    last = last_kept_word(keep_rate(step) if callable(keep_rate) else keep_rate)
+    checks.step_count(step=step)
+    rate = keep_rate(step) if callable(keep_rate) else keep_rate
+    checks.scalar(keep_rate=rate)
+    last = last_kept_word(rate)
     leaves = leaves_with_paths(tree)
     words = leaf_words(key, [path for path, _ in leaves])
     now = step_words(step)
@@ -76,7 +80,8 @@ def dropout_mask(
     def mask(leaf: Any, word: jax.Array) -> jax.Array:
         # An abstract leaf cannot pass through jit, which a typed sharding needs.
         rule = _kept if isinstance(leaf, jax.ShapeDtypeStruct) else _kept_jitted
-        return rule(leaf, word ^ now, last, granularity)
+        # No word is below a rate of 0, which only a schedule can give.
+        return rule(leaf, word ^ now, last, granularity) & (jnp.asarray(rate) > 0)
 
     masks = [mask(leaf, word) for (_, leaf), word in zip(leaves, words, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), masks)

@@ -4,16 +4,17 @@ from typing import Any
 
 import jax
 
-from .._core.paths import listing, path_of
+from .._core.paths import leaves_with_paths, listing
 from .._core.selectors import Selector, matches
 
 
 def select(tree: Any, selector: Selector) -> Any:
     """Marks the leaves that a selector chooses.
 
-    A leaf's path is its keys joined by ``/`` (dict keys, attribute names, indices);
-    a trailing ``.value`` is dropped, so Linen dicts, ``nnx.State`` and plain trees
-    give the same path. A selector is one of
+    A leaf's path is its keys joined by ``/`` (dict keys, attribute names, indices).
+    The attribute ``value`` of a node that has no other child, as of a Flax Variable,
+    is dropped, so Linen dicts, ``nnx.State`` and plain trees give the same path. A
+    selector is one of
 
     - a string or compiled pattern: a regular expression searched in the path;
     - a predicate ``(path, leaf) -> bool``;
@@ -95,12 +96,13 @@ def merge(selected: Any, rest: Any) -> Any:
       {'a': 1.0, 'b': 2.0}
     """
     is_none = lambda node: node is None
-    left = jax.tree.leaves_with_path(selected, is_leaf=is_none)
+    left = jax.tree.leaves(selected, is_leaf=is_none)
     right, layout = jax.tree.flatten(rest, is_leaf=is_none)
     if layout != (own := jax.tree.structure(selected, is_leaf=is_none)):
         raise ValueError(f"merge needs equal structures, got {own} and {layout}.")
     pairs = list(zip(left, right, strict=True))
-    twice = [path_of(k) for (k, x), y in pairs if x is not None and y is not None]
-    if twice:
+    if any(x is not None and y is not None for x, y in pairs):
+        both = {path for path, _ in leaves_with_paths(selected)}
+        twice = [path for path, _ in leaves_with_paths(rest) if path in both]
         raise ValueError(f"leaves present in both trees: {listing(twice)}.")
-    return jax.tree.unflatten(layout, [y if x is None else x for (_, x), y in pairs])
+    return jax.tree.unflatten(layout, [y if x is None else x for x, y in pairs])

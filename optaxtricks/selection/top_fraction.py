@@ -7,9 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .._core import checks
-from .._core.paths import path_of
+from .._core.paths import nodes_with_paths
 from .._core.selectors import Selector, matches
 from .._core.top_entries import invalid, largest
 
@@ -100,12 +101,12 @@ def top_fraction_mask(
     checks.fixed_fraction(keep_fraction=keep_fraction)
     checks.chosen(_SCOPES, scope=scope)
     checks.chosen(_RULES, rule=rule)
-    is_none = lambda node: node is None
-    entries, layout = jax.tree.flatten_with_path(scores, is_leaf=is_none)
     eligible = iter(_eligible(scores, where))
-    chosen = [leaf is not None and next(eligible) for _, leaf in entries]
-    named = [(path_of(k), x) for (k, x), c in zip(entries, chosen, strict=True) if c]
+    nodes = [(p, x) for p, x in nodes_with_paths(scores) if not _is_masked(x)]
+    chosen = [node is not None and next(eligible) for _, node in nodes]
+    named = [entry for entry, c in zip(nodes, chosen, strict=True) if c]
     masks = iter(_masks(named, float(keep_fraction), scope == "leaf", rule))
+    layout = jax.tree.structure(scores, is_leaf=lambda node: node is None)
     return jax.tree.unflatten(layout, [next(masks) if c else True for c in chosen])
 
 
@@ -113,6 +114,10 @@ def _eligible(scores: Any, where: Selector | None) -> list[bool]:
     if where is None:
         return [True] * len(jax.tree.leaves(scores))
     return matches(scores, where, name="where")
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _masks(
@@ -139,7 +144,12 @@ def _as_floats(path: str, leaf: Any) -> jax.Array:
             f"scores must be concrete, but the leaf at {path!r} is traced: make the "
             "mask outside of jit."
         )
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float):
+        raise TypeError(
+            f"scores must be arrays, but the leaf at {path!r} is a "
+            f"{type(leaf).__name__}."
+        )
+    dtype = jnp.result_type(leaf) if isinstance(leaf, float) else leaf.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"scores must be real floating-point arrays, but the leaf at {path!r} has "

@@ -11,7 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.entry_masks import EntryMask, leafless, mask_arrays, negative_zero, unboxed
+from .._core.entry_masks import (
+    EntryMask,
+    check_made_with,
+    leafless,
+    mask_arrays,
+    negative_zero,
+    unboxed,
+)
 from .._core.paths import leaves_with_paths
 from .._core.shardings import typed_sharding
 
@@ -54,6 +61,9 @@ def compact_entries(
     its value. Where the mask says ``False``, or an array keeps nothing, ``inner``
     sees ``optax.MaskedNode``. ``optax.tree.map_params`` visits the vectors as if they
     were parameters.
+
+    To resume from a checkpoint, build with the mask of the first run: its shapes
+    decide on the shapes of the state. Save it beside the checkpoint.
 
     Guarantees:
       - For an element-wise ``inner`` kept entries move as they do without the mask.
@@ -118,7 +128,10 @@ def compact_entries(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, CompactEntriesState]:
-        indices = state.indices if isinstance(state.indices, tuple) else ()
+        paths = [path for path, _ in leaves_with_paths(updates)]
+        sizes = [positions[path].shape for path in paths if path in positions]
+        check_made_with(state.indices, sizes, by="compact_entries")
+        indices = tuple(state.indices) if sizes else ()
         seen = None if params is None else _gathered(params, layout, indices)
         compact = _gathered(updates, layout, indices)
         proposed, after = inner.update(compact, state.inner, seen, **extra_args)
@@ -146,8 +159,6 @@ def _gathered(tree: Any, layout: EntryMask, indices: Sequence[jax.Array]) -> Any
     """The tree that `inner` sees: vectors of kept entries, whole leaves, holes."""
     entries, plain = layout.entries(tree), unboxed(tree)
     leaves, structure = jax.tree.flatten(plain)
-    masked = [entry for entry in entries if not isinstance(entry, bool)]
-    checks.same_count(masked, indices, by="compact_entries")
     left = iter(indices)
     seen = [
         (leaf if entry else optax.MaskedNode())

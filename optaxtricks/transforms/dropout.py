@@ -82,7 +82,8 @@ def gradient_dropout(
 
     Args:
       keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step,
-        which is 0 at the first update.
+        which is 0 at the first update. Where a schedule gives 0, nothing passes (for
+        Gaussian noise there is no such limit); outside ``[0, 1]`` updates become NaN.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
         dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
         in ``static_args``.
@@ -143,12 +144,15 @@ def update_dropout(
     moves, decoupled weight decay included. With ``granularity="leaf"`` whole
     parameter blocks skip the step, which is SkipUpdate.
 
-    Args, guarantees, state and errors are those of :func:`gradient_dropout`.
+    Guarantees and state are those of :func:`gradient_dropout`.
 
     Args:
-      keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step.
-      key: int, typed PRNG key, or legacy uint32 key.
-      rescale: divide survivors by ``keep_rate``.
+      keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step; see
+        :func:`gradient_dropout` for its limits.
+      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
+        dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
+        in ``static_args``.
+      rescale: multiply survivors by 1 / ``keep_rate``.
       granularity: ``"element"``, ``"row"`` or ``"leaf"``.
       distribution: ``"bernoulli"`` or ``"gaussian"``.
 
@@ -217,8 +221,11 @@ def _dropout(
         if isinstance(keep_rate, int | float) and keep_rate == 1:
             return updates, after
         rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
+        checks.scalar(keep_rate=rate)
         rate = jnp.asarray(rate, float)
-        scale = strength(rate) if rescale else jnp.ones_like(rate)
+        scale = strength(rate) if rescale else jnp.sign(rate)
+        # A traced rate cannot raise; out of range it must not pass for a good one.
+        scale = jnp.where((rate >= 0) & (rate <= 1), scale, jnp.nan)
         last, now = last_kept_word(rate), step_words(state.step)
         leaves, layout = jax.tree.flatten(updates)
         known = state.words if isinstance(state.words, tuple) else ()
@@ -274,6 +281,6 @@ def _scaled(update: jax.Array, factor: jax.Array) -> jax.Array:
 # division by the rate: XLA makes it a product, where the rate is a constant in another
 # way than where it is an operand, and jit would differ from eager.
 _NOISE = {
-    "bernoulli": (_bernoulli, lambda rate: 1 / rate),
+    "bernoulli": (_bernoulli, lambda rate: jnp.where(rate > 0, 1 / rate, 0)),
     "gaussian": (_gaussian, lambda rate: jnp.sqrt((1 - rate) / rate)),
 }

@@ -9,9 +9,15 @@ import numpy as np
 import optax
 
 from .._core import checks
-from .._core.bit_packing import pack, placed_like, unpack
+from .._core.bit_packing import pack, packed_shape, placed_like, unpack
 from .._core.build import transformation
-from .._core.entry_masks import EntryMask, leafless, mask_arrays, negative_zero
+from .._core.entry_masks import (
+    EntryMask,
+    check_made_with,
+    leafless,
+    mask_arrays,
+    negative_zero,
+)
 from .._core.paths import leaves_with_paths
 
 
@@ -42,7 +48,8 @@ def keep_entries(
     of an optimizer it masks gradients, and weight decay still moves every entry;
     behind it, complete updates. :func:`child_tuning_d` does both.
 
-    The mask lies in the state, so a checkpoint brings its own mask back. There it
+    The mask lies in the state, so a checkpoint brings its own mask back: to resume,
+    build the chain with any mask that has arrays at the same leaves. In the state it
     takes one bit an entry, unpacked in the optimizer's own loop.
 
     Guarantees:
@@ -115,10 +122,9 @@ def keep_entries(
         del params, extra_args
         leaves, structure = jax.tree.flatten(updates)
         entries = layout.entries(updates)
-        bits = state.bits if isinstance(state.bits, tuple) else ()
         masked = [entry for entry in entries if not isinstance(entry, bool)]
-        checks.same_count(masked, bits, by="keep_entries")
-        left = iter(bits)
+        check_made_with(state.bits, map(packed_shape, masked), by="keep_entries")
+        left = iter(state.bits if masked else ())
         out = [
             _whole(leaf, entry)
             if isinstance(entry, bool)
@@ -146,6 +152,8 @@ def _masked(update: jax.Array, bits: jax.Array, factor: jax.Array | None) -> jax
 
 
 def _one_over_kept_fraction(arrays: Mapping[str, Any]) -> float:
+    if any(isinstance(array, jax.core.Tracer) for array in arrays.values()):
+        raise TypeError("rescale=True needs a concrete mask, but it is traced.")
     kept = sum(int(np.count_nonzero(array)) for array in arrays.values())
     total = sum(array.size for array in arrays.values())
     if not kept:

@@ -1,5 +1,6 @@
 """Leaf paths: one spelling, whatever the tree is made of."""
 
+import collections
 from typing import Any
 
 import jax
@@ -42,6 +43,17 @@ def test_indices_are_steps_of_a_path() -> None:
 def test_only_a_trailing_attribute_named_value_is_dropped() -> None:
     assert _paths({"value": {"w": 1.0}, "x": {"value": 2.0}}) == ["value/w", "x/value"]
     assert _paths(nnx.Param(jnp.ones(2))) == [""]
+
+
+def test_a_field_called_value_beside_others_keeps_its_name() -> None:
+    attention = collections.namedtuple("Attention", "query value")
+    assert _paths({"at": attention(1.0, 2.0)}) == ["at/query", "at/value"]
+    assert _paths(attention(None, 2.0)) == ["value"]
+
+
+def test_a_variable_that_holds_a_tree_adds_no_step() -> None:
+    held = nnx.Param({"a": jnp.ones(3), "b": jnp.ones(2)})
+    assert _paths({"p": held}) == ["p/a", "p/b"]
 
 
 def test_linen_boxes_add_no_step() -> None:

@@ -119,3 +119,20 @@ def test_bad_values(arguments, message):
     good: dict[str, Any] = {"keep_rate": 0.5, "key": 0, "step": 0}
     with pytest.raises(ValueError, match=message):
         ot.dropout_mask(jnp.ones(3), **{**good, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (-1, ValueError, r"step must lie in \[0, 2\*\*31\)"),
+        (2**31, ValueError, "step must lie in"),
+        (1.5, TypeError, "step must be a whole number"),
+        (True, TypeError, "step must be a whole number"),
+        (None, TypeError, "step must be a whole number"),
+        ("x", TypeError, "step must be a whole number"),
+        (jnp.arange(2), TypeError, "step must be a whole number"),
+    ],
+)
+def test_bad_steps(step, error, message):
+    with pytest.raises(error, match=message):
+        ot.dropout_mask(jnp.ones(3), 0.5, key=0, step=step)

@@ -128,8 +128,8 @@ def test_a_tree_without_leaves_selects_nothing(selector: Any) -> None:
     [
         ("ebm", ValueError, r"selector 'ebm' matches no leaf. Paths: 'emb', 'layer/0"),
         (re.compile("q"), ValueError, r"selector 'q' matches no leaf"),
-        (False, ValueError, r"selector \(given as an object\) matches no leaf"),
-        (lambda path, leaf: False, ValueError, r"\(given as an object\) matches no"),
+        (False, ValueError, r"selector \(a tree of bools\) matches no leaf"),
+        (lambda path, leaf: False, ValueError, r"\(a predicate\) matches no"),
         ("(", ValueError, r"selector '\(' is not a regular expression: missing \)"),
         ({"emb": True}, ValueError, r"says nothing about the leaf at 'layer/0/b'; its"),
         ({"emb": True, "layers": True}, ValueError, r"entries: 'emb', 'layers'"),
@@ -138,6 +138,7 @@ def test_a_tree_without_leaves_selects_nothing(selector: Any) -> None:
         (3, TypeError, r"must be a pattern, a predicate of \(path, leaf\) or a tree"),
         ({}, TypeError, r"or a tree of bools, got \{\}"),
         (None, TypeError, r"or a tree of bools, got None"),
+        ({"a/b": True, "a": {"b": True}}, ValueError, r"two leaves of the same path"),
         ({"emb": 1, "layer": True}, TypeError, r"tree of bools, got .*'int'"),
         (["emb"], TypeError, r"tree of bools, got .*'str'"),
     ],

@@ -236,3 +236,16 @@ def test_errors():
     huge = np.broadcast_to(np.True_, (2**31,))
     with pytest.raises(ValueError, match="'w' has 2147483648 entries"):
         ot.compact_entries(optax.identity(), {"w": huge})
+
+
+def test_state_made_with_another_mask_is_refused():
+    grads = {"a": jnp.ones(16), "b": jnp.ones(2)}
+    first = {"a": np.arange(16) == 15, "b": False}
+    other = {"a": False, "b": np.array([True, True])}
+    state = ot.compact_entries(optax.trace(0.5), first).init(grads)
+    with pytest.raises(ValueError, match="was made with another mask: this one needs"):
+        ot.compact_entries(optax.trace(0.5), other).update(grads, state)
+    with pytest.raises(ValueError, match="mask at 'a': expected shape"):
+        ot.compact_entries(optax.trace(0.5), first).update(
+            {**grads, "a": jnp.ones(3)}, state
+        )

@@ -19,6 +19,10 @@ def promotion():
         yield
 
 
+def len_of(x):
+    return len(x)
+
+
 def run(tx, grads, params=None):
     return tx.update(grads, tx.init(grads), params)[0]
 
@@ -163,6 +167,34 @@ def test_a_schedule_sees_zero_first():
         np.testing.assert_array_equal(got, np.where(want, 1 / np.float32(rate), 0))
 
 
+@pytest.mark.parametrize("distribution", ["bernoulli", "gaussian"])
+def test_a_schedule_out_of_range_does_not_pass_for_a_good_one(distribution):
+    grads = jnp.ones(2**16)
+    for rate in (-0.1, 1.1, jnp.nan):
+        how = {"key": 0, "distribution": distribution}
+        got = np.asarray(run(ot.gradient_dropout(lambda s, r=rate: r, **how), grads))
+        assert (np.isnan(got) | (got == 0)).all() and np.isnan(got).any() | (rate < 0)
+
+
+def test_a_schedule_at_zero_lets_nothing_pass():
+    """Step 48008 has a word of 0 in this leaf, the one that any positive rate keeps."""
+    grads = {"w": jnp.ones(2**16)}
+    for rescale in (True, False):
+        tx = ot.gradient_dropout(lambda step: 0.0, key=0, rescale=rescale)
+        state: Any = tx.init(grads)
+        got: Any = tx.update(grads, state._replace(step=jnp.int32(48008)))[0]
+        assert not got["w"].any()
+    mask = ot.dropout_mask(grads, lambda step: 0.0, key=0, step=48008)
+    assert not mask["w"].any()
+
+
+@pytest.mark.parametrize("given", [None, jnp.ones(2)])
+def test_a_schedule_must_give_a_scalar(given):
+    tx = ot.gradient_dropout(lambda step: given, key=0)
+    with pytest.raises(ValueError, match="keep_rate must give a scalar at each step"):
+        run(tx, jnp.ones(3))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_short_floats_are_scaled_in_float32(dtype):
     grads = jnp.linspace(1, 2, 64).astype(dtype)
@@ -285,6 +317,8 @@ def test_bad_trees():
     state = tx.init({"w": jnp.ones(2), "b": jnp.ones(2)})
     with pytest.raises(ValueError, match="initialised for 2 leaves but got"):
         tx.update({"w": jnp.ones(2)}, state)
+    with pytest.raises(TypeError, match="leaf at 'f' is a function; leave it out"):
+        tx.init({"w": jnp.ones(2), "f": len_of})
     with pytest.raises(ValueError, match="two leaves share a path: 'a/b'"):
         tx.init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
     huge = jax.ShapeDtypeStruct((2**32 + 1,), jnp.float32)

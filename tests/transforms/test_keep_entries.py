@@ -274,5 +274,16 @@ def test_other_errors():
         ot.keep_entries(True, **{"rescale": "yes"})
     with pytest.raises(ValueError, match="rescale=True needs a mask array"):
         ot.keep_entries({"w": np.zeros(3, bool)}, rescale=True)
-    with pytest.raises(ValueError, match="initialised for 1 leaves"):
+    with pytest.raises(ValueError, match="made with another mask"):
         whole.update({"w": None}, whole.init({"w": jnp.ones(3)}))
+
+
+def test_state_made_with_another_mask_is_refused():
+    grads = {"a": jnp.ones(16), "b": jnp.ones(2)}
+    first = {"a": np.arange(16) == 15, "b": False}
+    other = {"a": False, "b": np.array([True, True])}
+    state = ot.keep_entries(first).init(grads)
+    with pytest.raises(ValueError, match="was made with another mask: this one needs"):
+        ot.keep_entries(other).update(grads, state)
+    with pytest.raises(ValueError, match="mask at 'a': expected shape"):
+        ot.keep_entries(first).update({**grads, "a": jnp.ones(3)}, state)
