@@ -132,13 +132,13 @@ class Recipe:
 
 RECIPES = {
     "full": Recipe(full, 4e-4),
-    "head": Recipe(head, 2e-2, grid=(1e-2, 2e-2, 4e-2), trains=HEAD),
+    "head": Recipe(head, 4e-2, grid=(1e-2, 2e-2, 4e-2), trains=HEAD),
     "child_tuning_d": Recipe(
         child_tuning_d, 4e-4, mask=MaskRule(KEEP_FRACTION, LAYERS)
     ),
-    "child_tuning_f": Recipe(child_tuning_f, 4e-4),
+    "child_tuning_f": Recipe(child_tuning_f, 8e-4),
     "update_dropout": Recipe(update_dropout, 4e-4),
     "fish": Recipe(
-        fish, 1e-3, (1e-3, 2e-3, 4e-3), mask=MaskRule(FISH_FRACTION, ENCODER)
+        fish, 4e-3, (1e-3, 2e-3, 4e-3), mask=MaskRule(FISH_FRACTION, ENCODER)
     ),
 }
