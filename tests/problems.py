@@ -142,3 +142,10 @@ def assert_same_leaves(got: Any, want: Any, *, ulps: int = 0) -> None:
 
 def _leaves(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree)
+
+
+def pure(tree: Any) -> Any:
+    """The tree with arrays in place of Flax Variables, as `nnx.Optimizer` makes it."""
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    value = lambda node: jax.tree.leaves(node)[0] if is_variable(node) else node
+    return jax.tree.map(value, tree, is_leaf=is_variable)

@@ -18,6 +18,7 @@ from tests.problems import (
     assert_same_leaves,
     inputs_and_targets,
     linen_params,
+    pure,
     squared_error,
 )
 
@@ -66,4 +67,4 @@ def test_nnx_optimizer(case: Case) -> None:
         updates, state = tx.update(plain, state, params, **case.extra_args(params))
         params = optax.apply_updates(params, updates)
     assert_same_leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
-    assert_same_leaves(nnx.as_pure(optimizer.opt_state), state)
+    assert_same_leaves(pure(optimizer.opt_state), state)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from optaxtricks._core.paths import holes, leaves_with_paths, listing
-from tests.problems import CONTAINERS, LinenNet, NnxNet, Pair, linen_params
+from tests.problems import CONTAINERS, LinenNet, NnxNet, Pair, linen_params, pure
 
 
 def _paths(tree: Any) -> list[str]:
@@ -28,7 +28,7 @@ def test_linen_and_nnx_modules_spell_their_paths_alike() -> None:
     assert sorted(_paths(linen_params())) == want
     wrapped = nnx.state(NnxNet(), nnx.Param)
     assert sorted(_paths(wrapped)) == want
-    assert sorted(_paths(nnx.as_pure(wrapped))) == want
+    assert sorted(_paths(pure(wrapped))) == want
     assert sorted(_paths(nnx.to_pure_dict(wrapped))) == want
 
 

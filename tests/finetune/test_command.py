@@ -56,7 +56,7 @@ def test_quick_run_writes_results_and_plot(command, tmp_path, capsys):
     assert (tmp_path / "out" / "comparison.png").read_bytes()[1:4] == b"PNG"
     assert list(results["recipes"]) == ["head", "full"]
     entry = results["recipes"]["full"]
-    assert [p["step"] for p in entry["curve"]] == [3, 6, 9]
+    assert [p["step"] for p in entry["curve"]] == [4, 9]
     assert entry["accuracy"]["mean"] == entry["curve"][-1]["mean"]
     assert results["settings"]["environment"]["packages"]["jax"]
     assert str(tmp_path) not in json.dumps(results)

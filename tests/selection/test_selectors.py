@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import optaxtricks as ot
-from tests.problems import CONTAINERS, NnxNet, Pair, assert_same, linen_params
+from tests.problems import CONTAINERS, NnxNet, Pair, assert_same, linen_params, pure
 
 TREE = {"emb": 0.0, "layer": [{"b": 1.0, "w": 2.0}, {"b": 3.0, "w": 4.0}]}
 each_container = pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_tree_of_bools_may_come_from_another_container(
 
 def test_bools_made_from_arrays_fit_variables_and_the_other_way_round() -> None:
     wrapped = nnx.state(NnxNet(), nnx.Param)
-    arrays = nnx.as_pure(wrapped)
+    arrays = pure(wrapped)
     for source in wrapped, arrays:
         bools = ot.select(source, "kernel")
         assert jax.tree.structure(bools) == jax.tree.structure(source)
