@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -182,4 +183,4 @@ def test_a_verdict_needs_two_standard_errors(gaps, verdict):
 def test_no_file_names_a_place_on_a_machine():
     source = pathlib.Path(report.__file__).parent
     for path in [*source.glob("*.py"), *DATA.rglob("*.json")]:
-        assert "/home/" not in path.read_text() and "/root/" not in path.read_text()
+        assert not re.search(r"/(home|root)/", path.read_text())
