@@ -122,11 +122,16 @@ def step_count(**named: Any) -> None:
     for name, value in named.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        kind = np.result_type(value) if np.ndim(value) == 0 else None
-        if isinstance(value, bool) or kind is None or kind.kind not in "iu":
+        if isinstance(value, bool) or not _whole_scalar(value):
             raise TypeError(f"{name} must be a whole number, got {value!r}.")
         if not 0 <= int(value) < 2**31:
             raise ValueError(f"{name} must lie in [0, 2**31), got {value!r}.")
+
+
+def _whole_scalar(value: Any) -> bool:
+    """Whether NumPy sees one integer; asked of the array, as a string names a dtype."""
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "iu"
 
 
 def _dtype(path: str, leaf: Any, by: str, remedy: str) -> Any:
