@@ -112,7 +112,7 @@ class Recipe:
 
     build: Callable[[Setup], optax.GradientTransformation]
     learning_rate: float  # the best of the full comparison's grid
-    grid: tuple[float, ...] = (2e-4, 4e-4, 8e-4)
+    grid: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
     trains: str = ""
     mask: MaskRule | None = None
 
@@ -132,13 +132,16 @@ class Recipe:
 
 RECIPES = {
     "full": Recipe(full, 4e-4),
-    "head": Recipe(head, 4e-2, grid=(1e-2, 2e-2, 4e-2), trains=HEAD),
+    "head": Recipe(head, 4e-2, grid=(1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1), trains=HEAD),
     "child_tuning_d": Recipe(
         child_tuning_d, 4e-4, mask=MaskRule(KEEP_FRACTION, LAYERS)
     ),
-    "child_tuning_f": Recipe(child_tuning_f, 8e-4),
+    "child_tuning_f": Recipe(child_tuning_f, 8e-4, (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)),
     "update_dropout": Recipe(update_dropout, 4e-4),
     "fish": Recipe(
-        fish, 4e-3, (1e-3, 2e-3, 4e-3), mask=MaskRule(FISH_FRACTION, ENCODER)
+        fish,
+        4e-3,
+        (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+        mask=MaskRule(FISH_FRACTION, ENCODER),
     ),
 }

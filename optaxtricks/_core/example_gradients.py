@@ -17,6 +17,10 @@ Part = Callable[[Any], Leaves]
 # Torch adds this to a norm before it divides by it to clip.
 _CLIP_FLOOR = 1e-6
 
+# Chunks whose powers are added to the sums in one pass over memory; each holds a
+# gradient of its own meanwhile.
+_UNROLL = 4
+
 
 def halves(leaves: list[Any], chosen: list[bool]) -> tuple[list[Any], list[Any]]:
     """The chosen leaves, and the others."""
@@ -94,7 +98,8 @@ def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
         return head.reshape(width, chunks, *x.shape[1:]).swapaxes(0, 1)
 
     step = lambda sums, chunk: (plus(sums, part(chunk)), None)
-    sums, _ = jax.lax.scan(step, sums, jax.tree.map(strided, examples))
+    chunked = jax.tree.map(strided, examples)
+    sums, _ = jax.lax.scan(step, sums, chunked, unroll=max(1, min(_UNROLL, chunks)))
     if chunks * width < size:
         tail = jax.tree.map(lambda x: x[chunks * width :], examples)
         sums = plus(sums, part(tail))
