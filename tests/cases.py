@@ -128,4 +128,96 @@ CASES: dict[str, Case] = {
         lambda params: {"inner": _inner(), "keep_rate": 0.7, "key": 5},
         inject=("keep_rate",),
     ),
+    "scale_by_lion": Case(
+        ot.scale_by_lion, inject=("b1", "b2"), dtypes=REAL_DTYPES, ulps=4
+    ),
+    "scale_by_lion_relaxed": Case(
+        ot.scale_by_lion,
+        lambda params: {
+            "mu_dtype": jnp.bfloat16,
+            "exponent": lambda step: 0.5 / (1 + step),
+            "dead_zone": 0.05,
+            "cautious": True,
+        },
+        inject=("b1", "b2", "dead_zone"),
+        dtypes=REAL_DTYPES,
+        ulps=4,
+    ),
+    "scale_by_tiger": Case(
+        ot.scale_by_tiger,
+        inject=("beta",),
+        dtypes=REAL_DTYPES,
+        elementwise=False,
+        ulps=4,
+    ),
+    "scale_by_tiger_window": Case(
+        ot.scale_by_tiger,
+        lambda params: {
+            "accumulate_steps": 2,
+            "exponent": lambda window: 0.5 / (1 + window),
+            "dead_zone": 0.05,
+            "skip_nonfinite": False,
+        },
+        inject=("beta", "dead_zone"),
+        dtypes=REAL_DTYPES,
+        ulps=4,
+    ),
+    "scale_by_param_rms": Case(
+        ot.scale_by_param_rms,
+        lambda params: {"rows": "emb|layer/w|layer/kernel"},
+        inject=("floor",),
+        dtypes=REAL_DTYPES,
+        elementwise=False,
+        ulps=4,
+    ),
+    "shrink_nonfinite": Case(
+        ot.shrink_nonfinite,
+        lambda params: {"inner": _inner(), "to_one": "scale"},
+        inject=("shrink",),
+        elementwise=False,
+    ),
+    "at_window_end": Case(
+        ot.at_window_end,
+        lambda params: {"inner": _inner(), "accumulate_steps": 2},
+    ),
+    "lazy_rows": Case(
+        ot.lazy_rows,
+        lambda params: {"inner": _inner(), "tables": "emb|layer"},
+        elementwise=False,
+    ),
+    "lazy_rows_frozen": Case(
+        ot.lazy_rows,
+        lambda params: {
+            "inner": _inner(),
+            "tables": "emb|layer",
+            "moments": "freeze",
+        },
+        elementwise=False,
+    ),
+    "lion": Case(
+        ot.lion,
+        lambda params: {"learning_rate": 0.5},
+        inject=("learning_rate", "b1", "b2", "weight_decay"),
+        dtypes=REAL_DTYPES,
+        ulps=4,
+    ),
+    "tiger": Case(
+        ot.tiger,
+        lambda params: {
+            "learning_rate": 0.5,
+            "accumulate_steps": 2,
+            "shrink_to_one": "scale",
+        },
+        inject=("learning_rate", "beta", "weight_decay", "rms_floor"),
+        dtypes=REAL_DTYPES,
+        elementwise=False,
+        ulps=4,
+    ),
+    "mixed_sign": Case(
+        ot.mixed_sign,
+        lambda params: {"learning_rate": 0.5, "embeddings": "emb|layer"},
+        inject=("learning_rate",),
+        dtypes=REAL_DTYPES,
+        ulps=4,
+    ),
 }

@@ -29,6 +29,44 @@ def fixed_fraction(**named: Any) -> None:
             raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
 
 
+def open_fraction(**named: Any) -> None:
+    """Rejects a number outside (0, 1), both ends excluded; a tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=False)
+        if number is not None and not 0.0 < number < 1.0:
+            raise ValueError(f"{name} must lie in (0, 1), got {value!r}.")
+
+
+def unit_interval(**named: Any) -> None:
+    """Rejects a number outside [0, 1]; a schedule (callable) or tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=True)
+        if number is not None and not 0.0 <= number <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+
+
+def non_negative(**named: Any) -> None:
+    """Rejects a number below zero (NaN and infinity included)."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=False)
+        if number is not None and not 0.0 <= number < np.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+
+
+def float_dtype(**named: Any) -> Any:
+    """The dtype of an argument that names a floating one; None stays None."""
+    ((name, value),) = named.items()
+    if value is None:
+        return None
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype or None, got {value!r}.") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating dtype, got {value!r}.")
+    return dtype
+
+
 def positive(**named: Any) -> None:
     """Rejects a number that is not above zero (NaN and infinity included)."""
     for name, value in named.items():

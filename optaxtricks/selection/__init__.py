@@ -1,9 +1,11 @@
 """Which entries: pure functions on trees, without optimizer state."""
 
 from .dropout_mask import dropout_mask as dropout_mask
+from .embedding_health import embedding_health as embedding_health
 from .fisher import fisher_information as fisher_information
 from .labels import PathLabels as PathLabels
 from .labels import label_by_path as label_by_path
+from .row_sparse import RowSparse as RowSparse
 from .selectors import merge as merge
 from .selectors import select as select
 from .selectors import split as split
@@ -11,7 +13,9 @@ from .top_fraction import top_fraction_mask as top_fraction_mask
 
 __all__ = [
     "PathLabels",
+    "RowSparse",
     "dropout_mask",
+    "embedding_health",
     "fisher_information",
     "label_by_path",
     "merge",

@@ -1,5 +1,7 @@
 """What happens to them: one kernel family a file, each an Optax transformation."""
 
+from .at_window_end import AtWindowEndState as AtWindowEndState
+from .at_window_end import at_window_end as at_window_end
 from .compact_entries import CompactEntriesState as CompactEntriesState
 from .compact_entries import compact_entries as compact_entries
 from .dropout import DropoutState as DropoutState
@@ -7,13 +9,29 @@ from .dropout import gradient_dropout as gradient_dropout
 from .dropout import update_dropout as update_dropout
 from .keep_entries import KeepEntriesState as KeepEntriesState
 from .keep_entries import keep_entries as keep_entries
+from .lazy_rows import lazy_rows as lazy_rows
+from .lion import LionState as LionState
+from .lion import scale_by_lion as scale_by_lion
+from .param_rms import scale_by_param_rms as scale_by_param_rms
+from .shrink_nonfinite import shrink_nonfinite as shrink_nonfinite
+from .tiger import TigerState as TigerState
+from .tiger import scale_by_tiger as scale_by_tiger
 
 __all__ = [
+    "AtWindowEndState",
     "CompactEntriesState",
     "DropoutState",
     "KeepEntriesState",
+    "LionState",
+    "TigerState",
+    "at_window_end",
     "compact_entries",
     "gradient_dropout",
     "keep_entries",
+    "lazy_rows",
+    "scale_by_lion",
+    "scale_by_param_rms",
+    "scale_by_tiger",
+    "shrink_nonfinite",
     "update_dropout",
 ]

@@ -1,0 +1,53 @@
+"""How far an embedding table has drifted toward the bound of its weight decay."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core import checks
+
+
+def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
+    r"""Measures the drift of rare rows that sign methods cause.
+
+    An entry whose update keeps its sign :math:`s` moves to :math:`-s / \lambda`, where
+    weight decay balances it. Rows stuck there are those that no longer learn.
+
+    Args:
+      table: floats of shape ``(rows, ...)``.
+      weight_decay: :math:`\lambda > 0`, the decoupled decay that the table trains with.
+
+    Returns:
+      float32 scalars by name:
+
+      - ``"max_times_decay"``: :math:`\lambda \max_i |\theta_i|`; 1 at the bound.
+      - ``"stuck_entries"``: the fraction of entries with
+        :math:`|\theta_i| > 0.5 / \lambda`.
+      - ``"stuck_rows"``: the fraction of rows more than half of whose entries are.
+
+    Raises:
+      ValueError: a table of rank 0 or without entries; ``weight_decay`` not positive.
+      TypeError: a table that is not of real floats.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optaxtricks as ot
+      >>> table = jnp.array([[10.0, -9.0, 0.5], [0.1, 8.0, 0.2]])
+      >>> health = ot.embedding_health(table, 0.1)
+      >>> {name: round(float(value), 2) for name, value in health.items()}
+      {'max_times_decay': 1.0, 'stuck_entries': 0.5, 'stuck_rows': 0.5}
+    """
+    checks.positive(weight_decay=weight_decay)
+    checks.inexact_leaves(table, by="embedding_health", allow_complex=False)
+    if jnp.ndim(table) == 0 or not jnp.size(table):
+        raise ValueError(f"table must have rows, got shape {jnp.shape(table)}.")
+    size = jnp.abs(table.astype(jnp.float32)) * jnp.asarray(weight_decay, jnp.float32)
+    stuck = size > np.float32(0.5)
+    by_row = stuck.reshape(stuck.shape[0], -1).mean(axis=1)
+    return {
+        "max_times_decay": size.max(),
+        "stuck_entries": stuck.mean(),
+        "stuck_rows": (by_row > np.float32(0.5)).mean(),
+    }

@@ -1,0 +1,222 @@
+"""A gradient of an embedding table that holds only the rows that were looked up."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class RowSparse:
+    r"""Rows ``values`` at ``indices`` of a table, and zero elsewhere.
+
+    A leaf of a gradient tree, in place of an array of the table's shape, for
+    :func:`lazy_rows`, which gives an update of the same kind. ``param + update``, and
+    with it ``optax.apply_updates``, adds the rows in place.
+
+    JAX sees a node with two arrays. Transformations of Optax that map over a gradient
+    tree would therefore change ``indices`` as well: put clipping, scaling and the rest
+    *inside* :func:`lazy_rows`, where they see arrays of k rows.
+
+    Args:
+      indices: integers of shape ``(k,)`` in ``[0, num_rows]``; ``num_rows`` is
+        padding, whose row counts for nothing. Repeated ones add up.
+      values: floats of shape ``(k, ...)``, the rows.
+      num_rows: number of rows of the table.
+
+    Raises:
+      ValueError: shapes that disagree, or an index out of range that is known.
+      TypeError: an argument of the wrong kind, such as float indices.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optaxtricks as ot
+      >>> rows = ot.RowSparse(jnp.array([2, 0]), jnp.array([[1.0], [5.0]]), 3)
+      >>> (jnp.ones((3, 1)) + rows).tolist()
+      [[6.0], [1.0], [2.0]]
+    """
+
+    # NumPy then leaves `array + rows` to __radd__, as JAX does.
+    __array_ufunc__ = None
+
+    indices: jax.Array
+    values: jax.Array
+    num_rows: int
+    distinct: bool
+    """Whether no index but padding stands twice, as after :meth:`from_lookup`."""
+
+    def __init__(self, indices: Any, values: Any, num_rows: int):
+        _check_num_rows(num_rows)
+        indices, values = jnp.asarray(indices), jnp.asarray(values)
+        check_ids(indices, num_rows, what="indices", padding=True)
+        _check_floats(values)
+        if indices.ndim != 1 or values.ndim < 1 or values.shape[0] != indices.size:
+            raise ValueError(
+                "indices of shape (k,) go with values of shape (k, ...), got "
+                f"{indices.shape} and {values.shape}."
+            )
+        self.indices, self.values = indices, values
+        self.num_rows, self.distinct = num_rows, False
+
+    @classmethod
+    def from_lookup(cls, ids: Any, cotangents: Any, num_rows: int) -> "RowSparse":
+        """The gradient of a table from those of its looked-up rows.
+
+        Rows that were looked up several times are added up, in float32 or wider.
+        Shapes are fixed: as many rows as ids, ascending, and padding at the end.
+
+        Args:
+          ids: integers of any shape in ``[0, num_rows]``, where ``num_rows`` is
+            padding. Under ``jit`` others cannot be refused, and are dropped.
+          cotangents: floats of shape ``ids.shape + row shape``, the gradient with
+            respect to ``table[ids]``.
+          num_rows: number of rows of the table.
+
+        Returns:
+          A :class:`RowSparse` whose indices are distinct but for padding, the rows
+          of which are zero.
+
+        Raises:
+          ValueError: shapes that disagree, or an id out of range that is known.
+          TypeError: ids that are no integers, or cotangents that are no floats.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import optaxtricks as ot
+          >>> ids, rows = jnp.array([[3, 1, 3]]), jnp.array([[[1.0], [2.0], [4.0]]])
+          >>> grad = ot.RowSparse.from_lookup(ids, rows, 5)
+          >>> grad.indices.tolist(), grad.values.tolist()
+          ([1, 3, 5], [[2.0], [5.0], [0.0]])
+        """
+        _check_num_rows(num_rows)
+        ids, cotangents = jnp.asarray(ids), jnp.asarray(cotangents)
+        check_ids(ids, num_rows, what="ids", padding=True)
+        _check_floats(cotangents)
+        if cotangents.shape[: ids.ndim] != ids.shape:
+            raise ValueError(
+                "cotangents must have the shape of ids and then that of a row, got "
+                f"{cotangents.shape} for ids of shape {ids.shape}."
+            )
+        rows = cotangents.reshape(ids.size, *cotangents.shape[ids.ndim :])
+        indices, values = _summed(ids.reshape(-1), rows, num_rows)
+        return cls._of(indices, values, num_rows, True)
+
+    @classmethod
+    def _of(cls, indices: Any, values: Any, num_rows: int, distinct: bool) -> Any:
+        """Without checks: JAX puts more than arrays into a node."""
+        new = object.__new__(cls)
+        new.indices, new.values = indices, values
+        new.num_rows, new.distinct = num_rows, distinct
+        return new
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the table."""
+        return (self.num_rows, *self.values.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """The rank of the table."""
+        return self.values.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the rows."""
+        return self.values.dtype
+
+    def with_values(self, values: jax.Array) -> "RowSparse":
+        """Other rows at the same indices."""
+        return self._of(self.indices, values, self.num_rows, self.distinct)
+
+    def summed(self) -> "RowSparse":
+        """The same gradient with distinct indices."""
+        if self.distinct:
+            return self
+        indices, values = _summed(self.indices, self.values, self.num_rows)
+        return self._of(indices, values, self.num_rows, True)
+
+    def to_dense(self) -> jax.Array:
+        """An array of the table's shape."""
+        return jnp.zeros(self.shape, self.dtype) + self
+
+    def __radd__(self, table: Any) -> jax.Array:
+        table = jnp.asarray(table)
+        if not jnp.issubdtype(self.indices.dtype, jnp.integer):
+            raise TypeError(
+                f"the indices of a RowSparse became {self.indices.dtype}: a "
+                "transformation outside lazy_rows changed it; put it inside."
+            )
+        if table.shape != self.shape:
+            raise ValueError(
+                f"a RowSparse for a table of shape {self.shape} cannot be added to an "
+                f"array of shape {table.shape}."
+            )
+        rows = self.values.astype(table.dtype)
+        return table.at[self.indices].add(
+            rows, mode="drop", unique_indices=self.distinct
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"RowSparse(indices={self.indices!r}, values={self.values!r}, "
+            f"num_rows={self.num_rows})"
+        )
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The two arrays, named, and what is known without them."""
+        key = jax.tree_util.GetAttrKey
+        children = (key("indices"), self.indices), (key("values"), self.values)
+        return children, (self.num_rows, self.distinct)
+
+    @classmethod
+    def tree_unflatten(cls, fixed: Any, children: Any) -> "RowSparse":
+        """The inverse, for whatever JAX puts in the arrays' places."""
+        return cls._of(*children, *fixed)
+
+
+def _summed(
+    ids: jax.Array, rows: jax.Array, num_rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Distinct ids in ascending order, padding at the end, and the sums of rows."""
+    count = ids.shape[0]
+    outside = (ids < 0) | (ids >= num_rows)
+    ids = jnp.where(outside, num_rows, ids).astype(jnp.int32)
+    order = jnp.argsort(ids)
+    ordered = ids[order]
+    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])[:count]
+    slot = jnp.cumsum(starts, dtype=jnp.int32) - 1
+    indices = jnp.full(count, num_rows, jnp.int32).at[slot].set(ordered)
+    # Padding has slots of its own, at the end; their rows stay zero.
+    slot = jnp.where(ordered == num_rows, count, slot)
+    wide = np.promote_types(rows.dtype, np.float32)
+    sums = (
+        jnp.zeros(rows.shape, wide)
+        .at[slot]
+        .add(rows[order].astype(wide), mode="drop", indices_are_sorted=True)
+    )
+    return indices, sums.astype(rows.dtype)
+
+
+def check_ids(ids: Any, num_rows: int, *, what: str, padding: bool) -> None:
+    """Rejects ids that are no integers and, if they are known, ones out of range."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"{what} must be integers, got {ids.dtype}.")
+    if isinstance(ids, jax.core.Tracer) or not ids.size:
+        return
+    top = num_rows if padding else num_rows - 1
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > top:
+        raise ValueError(f"{what} must lie in [0, {top}], got {low} to {high}.")
+
+
+def _check_floats(rows: Any) -> None:
+    if not jnp.issubdtype(rows.dtype, jnp.inexact):
+        raise TypeError(f"rows must be floats, got {rows.dtype}.")
+
+
+def _check_num_rows(num_rows: Any) -> None:
+    if isinstance(num_rows, bool) or not isinstance(num_rows, int | np.integer):
+        raise TypeError(f"num_rows must be an int, got {num_rows!r}.")
+    if not 0 < num_rows < 2**31:
+        raise ValueError(f"num_rows must lie in [1, 2**31), got {num_rows!r}.")

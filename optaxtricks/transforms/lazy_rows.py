@@ -1,0 +1,301 @@
+"""Rows of embedding tables that were not looked up stay where they are."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._core import checks
+from .._core.build import transformation
+from .._core.paths import is_hole, leaves_with_paths, listing
+from .._core.selectors import Selector, matches
+from ..selection.row_sparse import RowSparse, check_ids
+
+Moments = Literal["decay", "freeze"]
+
+
+def lazy_rows(
+    inner: optax.GradientTransformation,
+    *,
+    tables: Selector,
+    moments: Moments = "decay",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves only those rows of embedding tables that were looked up.
+
+    A row (an index of axis 0; of a vector, an entry) of a table is *touched* if its
+    gradient is not all zero, or, for a table named in ``active_rows``, if it is
+    listed there. ``inner`` runs on everything; an untouched row then gets an update
+    of exactly zero, weight decay included. Its moments
+
+    - with ``moments="decay"`` go on as ``inner`` has them, so that they fade while
+      the row rests (LazyOptimizer);
+    - with ``moments="freeze"`` stay as they are until the row is touched again
+      (LazyAdam, SparseAdam). Step counts go on. With a sign method a frozen moment
+      outvotes a new gradient unless that is larger: prefer ``"decay"`` there.
+
+    This is the cure for rare rows that a sign method drives to one over the weight
+    decay. On dense gradients it saves no time: moments are read and written all the
+    same. It does if the gradient of a table is a :class:`RowSparse`, which says which
+    rows were touched: then, with ``moments="freeze"``, those rows of parameter and
+    state are gathered, ``inner`` runs on the ``(k, d)`` block, and the rows go back in
+    place. The cost grows with the rows, not with the table.
+
+    It has no effect where every row has a gradient: on an embedding tied to the
+    output layer, or behind gradient noise or weight decay added to the gradient
+    (put these inside, ``inner`` being a chain, or use ``active_rows``).
+
+    Guarantees:
+      - Touched rows, and all leaves that are no tables, move as under ``inner``; with
+        every row touched, updates and state are ``inner``'s.
+      - Untouched rows get an update of exactly zero.
+      - A :class:`RowSparse` gives what its dense form gives. In a compiled step with
+        donated buffers no array of the table's size is copied.
+      - Inside ``optax.MultiSteps`` a row counts as touched if any gradient of the
+        window touched it. (``active_rows`` must then name the rows of the whole
+        window, and a :class:`RowSparse` cannot be accumulated.)
+      - No communication but ids and touched rows, and a bit a row where rows are
+        sharded by columns.
+
+    Args:
+      inner: any optimizer whose arithmetic on a row looks at that row alone, such
+        as Adam, Lion or Tiger with ``embeddings``; it should not accumulate steps by
+        itself.
+      tables: a selector (see :func:`select`) of the embedding tables.
+      moments: ``"decay"`` or ``"freeze"``.
+
+    Returns:
+      A transformation whose state is that of ``inner``. Its ``update`` takes the
+      extra argument ``active_rows``: a dict from a table's path to integer ids of any
+      shape (the number of rows is padding; under ``jit`` ids out of range are
+      dropped) or a bool for each row.
+
+    Raises:
+      ValueError: ``moments`` is neither; ``tables`` matches no leaf, or one of rank 0;
+        from ``update``, an unknown path or wrong ids in ``active_rows``, a
+        :class:`RowSparse` that is not a table's or comes with ``moments="decay"``, or
+        a state of ``inner`` that has no rows.
+      TypeError: an argument of the wrong kind, such as float ids.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> tx = ot.lazy_rows(ot.lion(0.5, weight_decay=0.25), tables="emb")
+      >>> params = {"emb": jnp.ones((2, 1))}
+      >>> grads = {"emb": jnp.array([[3.0], [0.0]])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["emb"].tolist()
+      [[-0.625], [0.0]]
+      >>> updates, _ = tx.update(grads, state, params, active_rows={"emb": [1]})
+      >>> updates["emb"].tolist()
+      [[0.0], [-0.125]]
+
+    References:
+      Su, 2019, "LazyOptimizer", kexue.fm archive 6869 (code:
+      bojone/keras_lazyoptimizer), and 2023, archive 9736, for sign methods.
+      ``tensorflow_addons.optimizers.LazyAdam`` and ``torch.optim.SparseAdam`` freeze.
+    """
+    checks.optimizer(inner=inner)
+    checks.chosen(("decay", "freeze"), moments=moments)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> optax.OptState:
+        checks.inexact_leaves(params, by="lazy_rows")
+        _table_flags(params, tables)
+        return inner.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        active_rows: Mapping[str, Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        views = _views(updates, tables, moments, active_rows or {})
+        block = jax.tree.map(lambda view, g: view.block(g), views, updates)
+        held = _in_state(inner, state, views) if moments == "freeze" else _WHOLE
+        take = lambda views, tree: jax.tree.map(lambda v, x: v.take(x), views, tree)
+        proposed, after = inner.update(
+            block,
+            take(held, state),
+            None if params is None else take(views, params),
+            **extra_args,
+        )
+        put = lambda view, old, new: view.put(old, new)
+        after = jax.tree.map(put, held, state, after)
+        return jax.tree.map(lambda view, u: view.give(u), views, proposed), after
+
+    return transformation(init, update)
+
+
+class _Whole:
+    """How to see a leaf that is no table: as it is."""
+
+    def block(self, grad: Any) -> Any:
+        """What `inner` gets as the gradient."""
+        return grad
+
+    def take(self, x: Any) -> Any:
+        """What `inner` gets of a parameter or of its own state."""
+        return x
+
+    def put(self, old: Any, new: Any) -> Any:
+        """The next state, from the last one and what `inner` made of its part."""
+        del old
+        return new
+
+    def give(self, update: Any) -> Any:
+        """The update, from that of `inner`."""
+        return update
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masked(_Whole):
+    """A dense table: `inner` sees it all, and what it does to other rows is void."""
+
+    path: str
+    touched: jax.Array
+
+    def put(self, old: Any, new: Any) -> Any:
+        if not _has_rows(old, self.touched.shape[0], self.path):
+            return new
+        return jnp.where(self._over(new), new, old)
+
+    def give(self, update: Any) -> Any:
+        return jnp.where(self._over(update), update, jnp.zeros((), update.dtype))
+
+    def _over(self, x: Any) -> jax.Array:
+        return jnp.expand_dims(self.touched, tuple(range(1, x.ndim)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block(_Whole):
+    """A row-sparse gradient: `inner` sees the looked-up rows and nothing else."""
+
+    path: str
+    rows: RowSparse
+
+    def block(self, grad: Any) -> Any:
+        del grad  # its duplicates are not summed yet
+        return self.rows.values
+
+    def take(self, x: Any) -> Any:
+        if not _has_rows(x, self.rows.num_rows, self.path):
+            return x
+        # Padding reads zeros, of which every optimizer makes zeros or nothing.
+        return x.at[self.rows.indices].get(mode="fill", fill_value=0)
+
+    def put(self, old: Any, new: Any) -> Any:
+        if not _has_rows(old, self.rows.num_rows, self.path):
+            return new
+        return old.at[self.rows.indices].set(new, mode="drop", unique_indices=True)
+
+    def give(self, update: Any) -> Any:
+        return self.rows.with_values(update)
+
+
+_WHOLE = _Whole()
+
+
+def _has_rows(x: Any, num_rows: int, path: str) -> bool:
+    """Whether a part of the state is kept row by row; a scalar is for the table."""
+    if jnp.ndim(x) and x.shape[0] != num_rows:
+        raise ValueError(
+            f"lazy_rows needs an optimizer that works row by row, but for the table at "
+            f"{path!r} of {num_rows} rows it keeps an array of shape {x.shape}."
+        )
+    return jnp.ndim(x) > 0
+
+
+def _views(
+    updates: optax.Updates, tables: Selector, moments: Moments, active_rows: Any
+) -> Any:
+    """For every leaf of the updates, how `inner` is to see it."""
+    is_sparse = lambda node: isinstance(node, RowSparse)
+    grads, layout = jax.tree.flatten(updates, is_leaf=is_sparse)
+    # Without the arrays inside a RowSparse, so that it has the path of its table.
+    plain = [jax.ShapeDtypeStruct(g.shape, g.dtype) for g in grads]
+    shown = jax.tree.unflatten(layout, plain)
+    flags = _table_flags(shown, tables)
+    paths = [path for path, _ in leaves_with_paths(shown)]
+    known = [path for path, flag in zip(paths, flags, strict=True) if flag]
+    _check_active(active_rows, known)
+    views: list[_Whole] = []
+    for path, grad, is_table in zip(paths, grads, flags, strict=True):
+        if isinstance(grad, RowSparse):
+            _check_sparse(path, is_table, moments, active_rows)
+            views.append(_Block(path, grad.summed()))
+        elif is_table:
+            views.append(_Masked(path, _touched(path, grad, active_rows.get(path))))
+        else:
+            views.append(_WHOLE)
+    return jax.tree.unflatten(layout, views)
+
+
+def _in_state(
+    inner: optax.GradientTransformation, state: optax.OptState, views: Any
+) -> Any:
+    """For every part of the state, the view of the leaf that it belongs to."""
+    return optax.tree.map_params(
+        inner.init,
+        lambda part, view: part if is_hole(part) else view,
+        state,
+        views,
+        transform_non_params=lambda _: _WHOLE,
+        is_leaf=is_hole,
+    )
+
+
+def _table_flags(tree: Any, tables: Selector) -> list[bool]:
+    flags = matches(tree, tables, name="tables")
+    pairs = zip(leaves_with_paths(tree), flags, strict=True)
+    if flat := [path for (path, x), c in pairs if c and jnp.ndim(x) == 0]:
+        raise ValueError(
+            f"tables chooses scalars, which have no rows: {listing(flat)}."
+        )
+    return flags
+
+
+def _touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
+    """A bool for each row."""
+    if active is None:
+        return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
+    num_rows, active = grad.shape[0], jnp.asarray(active)
+    if active.dtype == bool:
+        if active.shape != (num_rows,):
+            raise ValueError(
+                f"active_rows[{path!r}] must have shape ({num_rows},) if it is bool, "
+                f"got {active.shape}."
+            )
+        return active
+    check_ids(active, num_rows, what=f"active_rows[{path!r}]", padding=True)
+    ids = jnp.where(active < 0, num_rows, active)
+    return jnp.zeros(num_rows, bool).at[ids.reshape(-1)].set(True, mode="drop")
+
+
+def _check_active(active_rows: Any, tables: list[str]) -> None:
+    if not isinstance(active_rows, Mapping):
+        raise TypeError(f"active_rows must map paths to rows, got {active_rows!r}.")
+    if unknown := [path for path in active_rows if path not in tables]:
+        raise ValueError(
+            f"active_rows names {listing(unknown)}; the tables are {listing(tables)}."
+        )
+
+
+def _check_sparse(path: str, is_table: bool, moments: Moments, active: Any) -> None:
+    if not is_table:
+        raise ValueError(f"the gradient at {path!r} is a RowSparse, but no table's.")
+    if moments != "freeze":
+        raise ValueError(
+            f"the gradient at {path!r} is a RowSparse, whose other rows are not even "
+            "read: it needs moments='freeze'."
+        )
+    if path in active:
+        raise ValueError(
+            f"active_rows names {path!r}, whose gradient is a RowSparse and says so "
+            "itself."
+        )
