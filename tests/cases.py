@@ -36,6 +36,7 @@ class Case:
         so no device needs to hear from another.
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
+      promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -47,10 +48,16 @@ class Case:
     elementwise: bool = True
     param_shaped: bool = True
     ulps: int = 0
+    promotion: str = "strict"
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
         return self.factory(**self.arguments(params))
+
+
+def _has_rows(path: str, leaf: Any) -> bool:
+    """A selector that every tree of more than scalars has leaves for."""
+    return jnp.ndim(leaf) > 0
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -135,7 +142,7 @@ CASES: dict[str, Case] = {
         ot.scale_by_lion,
         lambda params: {
             "mu_dtype": jnp.bfloat16,
-            "exponent": lambda step: 0.5 / (1 + step),
+            "exponent": lambda step: jnp.where(step < 1, 0.25, 0.5),
             "dead_zone": 0.05,
             "cautious": True,
         },
@@ -154,7 +161,7 @@ CASES: dict[str, Case] = {
         ot.scale_by_tiger,
         lambda params: {
             "accumulate_steps": 2,
-            "exponent": lambda window: 0.5 / (1 + window),
+            "exponent": lambda window: jnp.where(window < 1, 0.25, 0.5),
             "dead_zone": 0.05,
             "skip_nonfinite": False,
         },
@@ -164,7 +171,7 @@ CASES: dict[str, Case] = {
     ),
     "scale_by_param_rms": Case(
         ot.scale_by_param_rms,
-        lambda params: {"rows": "emb|layer/w|layer/kernel"},
+        lambda params: {"floor": 1.0, "rows": _has_rows},
         inject=("floor",),
         dtypes=REAL_DTYPES,
         elementwise=False,
@@ -172,8 +179,7 @@ CASES: dict[str, Case] = {
     ),
     "shrink_nonfinite": Case(
         ot.shrink_nonfinite,
-        lambda params: {"inner": _inner(), "to_one": "scale"},
-        inject=("shrink",),
+        lambda params: {"inner": _inner(), "to_one": _has_rows},
         elementwise=False,
     ),
     "at_window_end": Case(
@@ -182,14 +188,14 @@ CASES: dict[str, Case] = {
     ),
     "lazy_rows": Case(
         ot.lazy_rows,
-        lambda params: {"inner": _inner(), "tables": "emb|layer"},
+        lambda params: {"inner": _inner(), "tables": _has_rows},
         elementwise=False,
     ),
     "lazy_rows_frozen": Case(
         ot.lazy_rows,
         lambda params: {
             "inner": _inner(),
-            "tables": "emb|layer",
+            "tables": _has_rows,
             "moments": "freeze",
         },
         elementwise=False,
@@ -206,7 +212,7 @@ CASES: dict[str, Case] = {
         lambda params: {
             "learning_rate": 0.5,
             "accumulate_steps": 2,
-            "shrink_to_one": "scale",
+            "shrink_to_one": _has_rows,
         },
         inject=("learning_rate", "beta", "weight_decay", "rms_floor"),
         dtypes=REAL_DTYPES,
@@ -215,9 +221,10 @@ CASES: dict[str, Case] = {
     ),
     "mixed_sign": Case(
         ot.mixed_sign,
-        lambda params: {"learning_rate": 0.5, "embeddings": "emb|layer"},
+        lambda params: {"learning_rate": 0.5, "embeddings": _has_rows},
         inject=("learning_rate",),
         dtypes=REAL_DTYPES,
         ulps=4,
+        promotion="standard",
     ),
 }

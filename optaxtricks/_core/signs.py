@@ -1,4 +1,4 @@
-"""The relaxed sign of Lion and Tiger, and the count of steps that it may need."""
+"""The relaxed sign of Lion and Tiger: a power of the size, and a dead zone."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from . import checks
 
 @dataclasses.dataclass(frozen=True)
 class SignRule:
-    r"""The sign of x times :math:`|x|^e` where :math:`|x| > \tau`, and 0 elsewhere."""
+    """The arguments `exponent` and `dead_zone`, checked."""
 
     exponent: optax.ScalarOrSchedule
     dead_zone: Any
@@ -26,33 +26,30 @@ class SignRule:
         """Whether the exponent changes with the step, so that the state counts."""
         return callable(self.exponent)
 
-    @property
-    def keeps_scale(self) -> bool:
-        """Whether a positive factor of `x` would change the result."""
-        return not (_is_number(self.exponent, 0) and _is_number(self.dead_zone, 0))
-
-    def at(self, step: Any) -> Any:
-        """The exponent at a step; `step` is read by a schedule only."""
-        if not callable(self.exponent):
-            return self.exponent
-        value = self.exponent(step)
-        checks.scalar(exponent=value)
-        return value
-
-    def apply(self, x: jax.Array, exponent: Any) -> jax.Array:
-        """The rule on an array of at least float32; NaN stays NaN."""
-        if _is_number(exponent, 0):
-            u = jnp.sign(x)
-        elif _is_number(exponent, 1):
-            u = x
-        else:
-            u = jnp.sign(x) * jnp.abs(x) ** jnp.asarray(exponent, x.dtype)
-        if _is_number(self.dead_zone, 0):
-            return u
-        inside = jnp.abs(x) <= jnp.asarray(self.dead_zone, x.dtype)
-        return jnp.where(inside, jnp.zeros((), x.dtype), u)
+    def at(self, step: Any) -> tuple[Any, Any]:
+        """Exponent and dead zone at a step; None for what does nothing."""
+        power = self.exponent
+        if callable(power):
+            power = power(step)
+            checks.scalar(exponent=power)
+        return _unless_zero(power), _unless_zero(self.dead_zone)
 
 
-def _is_number(value: Any, number: int) -> bool:
-    """Whether a value known at build is this number; a traced one never is."""
-    return isinstance(value, int | float) and value == number
+def relaxed_sign(x: jax.Array, how: tuple[Any, Any]) -> jax.Array:
+    r"""The sign of x times :math:`|x|^e` where :math:`|x| > \tau`, and 0 elsewhere.
+
+    NaN stays NaN.
+    """
+    power, dead_zone = how
+    u = jnp.sign(x)
+    if power is not None:
+        u = u * jnp.abs(x) ** jnp.asarray(power, x.dtype)
+    if dead_zone is None:
+        return u
+    inside = jnp.abs(x) <= jnp.asarray(dead_zone, x.dtype)
+    return jnp.where(inside, jnp.zeros((), x.dtype), u)
+
+
+def _unless_zero(value: Any) -> Any:
+    """None for a zero known at build; a traced value may be anything."""
+    return None if isinstance(value, int | float) and value == 0 else value

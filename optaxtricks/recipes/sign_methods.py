@@ -256,11 +256,10 @@ def mixed_sign(
       advice of Lion's authors.
     """
     checks.chosen(_METHODS, sign=sign)
+    # optax.inject_hyperparams hands them over as one argument of this name.
+    options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    methods = {
-        "adam": optax.adam(rate),
-        "sign": _METHODS[sign](learning_rate, **options),
-    }
+    adam, method = optax.adam(rate), _METHODS[sign](learning_rate, **options)
 
     def labels(tree: Any) -> Any:
         chosen = select(tree, embeddings)

@@ -47,7 +47,7 @@ def at_window_end(
 
     Raises:
       ValueError: ``accumulate_steps`` is below 1.
-      TypeError: an argument of the wrong kind.
+      TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -72,6 +72,7 @@ def at_window_end(
     final = np.int32(accumulate_steps - 1)
 
     def init(params: optax.Params) -> AtWindowEndState:
+        checks.inexact_leaves(params, by="at_window_end")
         return AtWindowEndState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(

@@ -10,7 +10,7 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.signs import SignRule
+from .._core.signs import SignRule, relaxed_sign
 
 
 class LionState(NamedTuple):
@@ -122,11 +122,11 @@ def scale_by_lion(
         grads, layout = jax.tree.flatten(updates)
         momenta, kept_layout = jax.tree.flatten(state.mu)
         checks.same_count(grads, momenta, by="scale_by_lion")
-        power = rule.at(state.step)
-        leaf = functools.partial(
-            _lion, b1=b1, b2=b2, power=power, rule=rule, cautious=cautious
-        )
-        pairs = [leaf(g, m) for g, m in zip(grads, momenta, strict=True)]
+        betas, how = (b1, b2, 1 - b2, b2 - b1), rule.at(state.step)
+        pairs = [
+            _lion(g, m, betas, how, cautious)
+            for g, m in zip(grads, momenta, strict=True)
+        ]
         mu = jax.tree.unflatten(kept_layout, [m for _, m in pairs])
         step = state.step
         if step is not None:
@@ -137,22 +137,20 @@ def scale_by_lion(
     return transformation(init, update)
 
 
+# Jitted, so that leaves of one shape share one trace, and eager steps round like
+# compiled ones.
+@functools.partial(jax.jit, static_argnums=4)
 def _lion(
-    grad: jax.Array,
-    mu: jax.Array,
-    *,
-    b1: Any,
-    b2: Any,
-    power: Any,
-    rule: SignRule,
-    cautious: bool,
+    grad: jax.Array, mu: jax.Array, betas: Any, how: Any, cautious: bool
 ) -> tuple[jax.Array, jax.Array]:
     wide = np.promote_types(grad.dtype, np.float32)
-    number = lambda x: jnp.asarray(x, wide)
+    b1, b2, share, gap = (jnp.asarray(x, wide) for x in betas)
     g = grad.astype(wide)
-    new = number(1 - b2) * g + number(b2) * mu.astype(wide)
-    scaled = number(b1) * new + number(b2 - b1) * g
-    u = rule.apply(scaled / number(b2) if rule.keeps_scale else scaled, power)
+    new = share * g + b2 * mu.astype(wide)
+    interpolated = b1 * new + gap * g
+    if how != (None, None):  # a sign alone needs no scale
+        interpolated = interpolated / b2
+    u = relaxed_sign(interpolated, how)
     if cautious:
         u = jnp.where(u * g > 0, u, jnp.zeros((), wide))
     return u.astype(grad.dtype), new.astype(mu.dtype)

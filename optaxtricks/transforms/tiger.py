@@ -11,7 +11,7 @@ import optax
 from .._core import checks
 from .._core.build import transformation
 from .._core.finite import all_finite
-from .._core.signs import SignRule
+from .._core.signs import SignRule, relaxed_sign
 
 
 class TigerState(NamedTuple):
@@ -121,17 +121,12 @@ def scale_by_tiger(
         momenta, kept_layout = jax.tree.flatten(state.mu)
         checks.same_count(grads, momenta, by="scale_by_tiger")
         step = jnp.zeros((), jnp.int32) if state.step is None else state.step
-        leaf = functools.partial(
-            _tiger,
-            beta=beta,
-            share=(1 - beta) / k,
-            place=None if k == 1 else step % np.int32(k),
-            final=k - 1,
-            power=rule.at(step // np.int32(k)),
-            rule=rule,
-            skip=skip_nonfinite,
-        )
-        pairs = [leaf(g, m) for g, m in zip(grads, momenta, strict=True)]
+        place = (step % np.int32(k), k - 1) if k > 1 else None
+        betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
+        pairs = [
+            _tiger(g, m, betas, how, place, skip_nonfinite)
+            for g, m in zip(grads, momenta, strict=True)
+        ]
         mu = jax.tree.unflatten(kept_layout, [m for _, m in pairs])
         step = jnp.asarray(optax.safe_increment(step)) if counts else None
         after = TigerState(mu=mu, step=step)
@@ -140,33 +135,27 @@ def scale_by_tiger(
     return transformation(init, update)
 
 
+# Jitted, so that leaves of one shape share one trace, and eager steps round like
+# compiled ones.
+@functools.partial(jax.jit, static_argnums=5)
 def _tiger(
-    grad: jax.Array,
-    mu: jax.Array,
-    *,
-    beta: Any,
-    share: Any,
-    place: jax.Array | None,
-    final: int,
-    power: Any,
-    rule: SignRule,
-    skip: bool,
+    grad: jax.Array, mu: jax.Array, betas: Any, how: Any, place: Any, skip: bool
 ) -> tuple[jax.Array, jax.Array]:
     wide = np.promote_types(grad.dtype, np.float32)
-    number = lambda x: jnp.asarray(x, wide)
-    decay, passes = number(beta), None
+    decay, share = (jnp.asarray(x, wide) for x in betas)
+    passes = None
     if place is not None:
-        decay = jnp.where(place == 0, decay, number(1))
-        passes = place == final
+        now, last = place
+        decay, passes = jnp.where(now == 0, decay, jnp.ones((), wide)), now == last
     old = mu.astype(wide)
-    new = decay * old + number(share) * grad.astype(wide)
+    new = decay * old + share * grad.astype(wide)
     if skip:
         good = all_finite(grad)
         new = jnp.where(good, new, old)
         passes = good if passes is None else good & passes
     # Read from what is kept, so that it can take the old momentum's place in memory.
     kept = new.astype(mu.dtype)
-    u = rule.apply(kept.astype(wide), power)
+    u = relaxed_sign(kept.astype(wide), how)
     if passes is not None:
         u = jnp.where(passes, u, jnp.zeros((), wide))
     return u.astype(grad.dtype), kept
