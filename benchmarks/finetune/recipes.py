@@ -94,6 +94,38 @@ def fish(setup: Setup) -> optax.GradientTransformation:
     )
 
 
+def lion(setup: Setup) -> optax.GradientTransformation:
+    """Lion, which takes ten times AdamW's decay at a tenth of its rate."""
+    return ot.lion(setup.learning_rate, weight_decay=10 * WEIGHT_DECAY, mask=decayed)
+
+
+def tiger(setup: Setup) -> optax.GradientTransformation:
+    """Tiger: steps relative to each matrix, and to each row of the word table."""
+    return ot.tiger(
+        setup.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        embeddings=r"word/embedding$",
+        shrink_to_one=r"scale$",
+    )
+
+
+def lazy_tiger(setup: Setup) -> optax.GradientTransformation:
+    """Tiger that leaves the rows of words alone which the batch does not hold."""
+    return ot.lazy_rows(tiger(setup), tables=r"word/embedding$")
+
+
+def mixed_sign(setup: Setup) -> optax.GradientTransformation:
+    """Lion, and Adam at five times its rate on the word table."""
+    rate: Any = setup.learning_rate  # a schedule, as training makes it
+    return ot.mixed_sign(
+        rate,
+        embeddings=r"word/embedding$",
+        adam_learning_rate=lambda step: 5 * rate(step),
+        weight_decay=10 * WEIGHT_DECAY,
+        mask=decayed,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskRule:
     """Which share of which leaves a mask keeps, by Fisher information."""
@@ -144,4 +176,8 @@ RECIPES = {
         (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         mask=MaskRule(FISH_FRACTION, ENCODER),
     ),
+    "lion": Recipe(lion, 4e-5, (1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4)),
+    "tiger": Recipe(tiger, 1e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
+    "lazy_tiger": Recipe(lazy_tiger, 1e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
+    "mixed_sign": Recipe(mixed_sign, 4e-5, (1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4)),
 }
