@@ -7,8 +7,7 @@ import jax.numpy as jnp
 def all_finite(x: jax.Array) -> jax.Array:
     """Whether every entry is a finite number; of no entries, true.
 
-    Zero times NaN or infinity is NaN, and a sum is one fused pass: on CPU, where
-    XLA writes out the array of bools that `isfinite(x).all()` would reduce, it takes
-    a third of the time.
+    A finite number less itself is 0, NaN and infinity less themselves are NaN, and XLA
+    sums in one pass. Of `isfinite(x).all()` it writes out the bools first, on CPU.
     """
-    return (x * jnp.zeros((), x.dtype)).sum() == 0
+    return (x - x).sum() == 0
