@@ -1,5 +1,8 @@
 """Training tricks for JAX as composable Optax transformations."""
 
+import importlib
+from typing import Any
+
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
 from .recipes import lion as lion
@@ -65,3 +68,10 @@ __all__ = [
     "top_fraction_mask",
     "update_dropout",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the room `nn`, which needs Flax, when it is asked for."""
+    if name == "nn":
+        return importlib.import_module(f"{__name__}.nn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,15 @@
+"""Flax modules that the techniques need: NNX here, Linen in the module ``linen``."""
+
+try:
+    import flax  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "optaxtricks.nn needs Flax: pip install 'optaxtricks[flax]'"
+    ) from error
+
+from . import linen as linen
+from .half_swap import half_swap as half_swap
+from .row_embed import RowEmbed as RowEmbed
+from .row_embed import row_value_and_grad as row_value_and_grad
+
+__all__ = ["RowEmbed", "half_swap", "linen", "row_value_and_grad"]
