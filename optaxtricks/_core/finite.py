@@ -1,7 +1,6 @@
 """The test for NaN and infinity that kernel and recipe of Tiger share."""
 
 import jax
-import jax.numpy as jnp
 
 
 def all_finite(x: jax.Array) -> jax.Array:

@@ -11,3 +11,12 @@ def typed_sharding(x: Any) -> Any:
     if sharding.mesh.empty or not any(sharding.spec):
         return None
     return sharding
+
+
+def whole_rows(x: Any) -> Any:
+    """That of some rows of `x`: each on all devices that have a part of a row."""
+    sharding = typed_sharding(x)
+    if sharding is None:
+        return None
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec[1:])
+    return jax.sharding.NamedSharding(sharding.mesh, spec)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core.shardings import typed_sharding
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class RowSparse:
@@ -154,7 +156,10 @@ class RowSparse:
             )
         rows = self.values.astype(table.dtype)
         return table.at[self.indices].add(
-            rows, mode="drop", unique_indices=self.distinct
+            rows,
+            mode="drop",
+            unique_indices=self.distinct,
+            out_sharding=typed_sharding(table),
         )
 
     def __repr__(self) -> str:
@@ -189,12 +194,10 @@ def _summed(
     indices = jnp.full(count, num_rows, jnp.int32).at[slot].set(ordered)
     # Padding has slots of its own, at the end; their rows stay zero.
     slot = jnp.where(ordered == num_rows, count, slot)
+    # The slots go to the rows: moving those would copy all of them.
+    slot = jnp.zeros(count, jnp.int32).at[order].set(slot, unique_indices=True)
     wide = np.promote_types(rows.dtype, np.float32)
-    sums = (
-        jnp.zeros(rows.shape, wide)
-        .at[slot]
-        .add(rows[order].astype(wide), mode="drop", indices_are_sorted=True)
-    )
+    sums = jnp.zeros(rows.shape, wide).at[slot].add(rows.astype(wide), mode="drop")
     return indices, sums.astype(rows.dtype)
 
 

@@ -12,6 +12,7 @@ from .._core import checks
 from .._core.build import transformation
 from .._core.paths import is_hole, leaves_with_paths, listing
 from .._core.selectors import Selector, matches
+from .._core.shardings import typed_sharding, whole_rows
 from ..selection.row_sparse import RowSparse, check_ids
 
 Moments = Literal["decay", "freeze"]
@@ -38,14 +39,13 @@ def lazy_rows(
 
     This is the cure for rare rows that a sign method drives to one over the weight
     decay. On dense gradients it saves no time: moments are read and written all the
-    same. It does if the gradient of a table is a :class:`RowSparse`, which says which
-    rows were touched: then, with ``moments="freeze"``, those rows of parameter and
-    state are gathered, ``inner`` runs on the ``(k, d)`` block, and the rows go back in
-    place. The cost grows with the rows, not with the table.
+    same. It does where the gradient of a table is a :class:`RowSparse`: then, with
+    ``moments="freeze"``, its rows of parameter and state are gathered, ``inner`` runs
+    on the ``(k, d)`` block, and the rows go back in place. The cost grows with the
+    rows, not with the table.
 
-    It has no effect where every row has a gradient: on an embedding tied to the
-    output layer, or behind gradient noise or weight decay added to the gradient
-    (put these inside, ``inner`` being a chain, or use ``active_rows``).
+    It has no effect where every row has a gradient: on an embedding tied to the output
+    layer, or behind noise or weight decay added to the gradient (put these inside).
 
     Guarantees:
       - Touched rows, and all leaves that are no tables, move as under ``inner``; with
@@ -73,10 +73,9 @@ def lazy_rows(
       dropped) or a bool for each row.
 
     Raises:
-      ValueError: ``moments`` is neither; ``tables`` matches no leaf, or one of rank 0;
-        from ``update``, an unknown path or wrong ids in ``active_rows``, a
-        :class:`RowSparse` that is not a table's or comes with ``moments="decay"``, or
-        a state of ``inner`` that has no rows.
+      ValueError: ``moments`` is neither; ``tables`` matches no leaf, or a scalar; from
+        ``update``, wrong paths or ids in ``active_rows``, a :class:`RowSparse` that is
+        no table's or comes with ``"decay"``, or a state of ``inner`` without rows.
       TypeError: an argument of the wrong kind, such as float ids.
 
     Examples:
@@ -187,12 +186,16 @@ class _Block(_Whole):
         if not _has_rows(x, self.rows.num_rows, self.path):
             return x
         # Padding reads zeros, of which every optimizer makes zeros or nothing.
-        return x.at[self.rows.indices].get(mode="fill", fill_value=0)
+        return x.at[self.rows.indices].get(
+            mode="fill", fill_value=0, out_sharding=whole_rows(x)
+        )
 
     def put(self, old: Any, new: Any) -> Any:
         if not _has_rows(old, self.rows.num_rows, self.path):
             return new
-        return old.at[self.rows.indices].set(new, mode="drop", unique_indices=True)
+        return old.at[self.rows.indices].set(
+            new, mode="drop", unique_indices=True, out_sharding=typed_sharding(old)
+        )
 
     def give(self, update: Any) -> Any:
         return self.rows.with_values(update)
@@ -202,7 +205,7 @@ _WHOLE = _Whole()
 
 
 def _has_rows(x: Any, num_rows: int, path: str) -> bool:
-    """Whether a part of the state is kept row by row; a scalar is for the table."""
+    """Whether a part of the state is kept row by row, and not for the whole table."""
     if jnp.ndim(x) and x.shape[0] != num_rows:
         raise ValueError(
             f"lazy_rows needs an optimizer that works row by row, but for the table at "
@@ -291,11 +294,7 @@ def _check_sparse(path: str, is_table: bool, moments: Moments, active: Any) -> N
         raise ValueError(f"the gradient at {path!r} is a RowSparse, but no table's.")
     if moments != "freeze":
         raise ValueError(
-            f"the gradient at {path!r} is a RowSparse, whose other rows are not even "
-            "read: it needs moments='freeze'."
+            f"the gradient at {path!r} is a RowSparse, which needs moments='freeze'."
         )
     if path in active:
-        raise ValueError(
-            f"active_rows names {path!r}, whose gradient is a RowSparse and says so "
-            "itself."
-        )
+        raise ValueError(f"active_rows names {path!r}, whose gradient is a RowSparse.")

@@ -12,7 +12,7 @@ from tests.cases import CASES
 def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """JAX's dtype promotion as the test's case wants it."""
     chosen = getattr(getattr(request.node, "callspec", None), "params", {})
-    case = chosen.get("case", CASES.get(chosen.get("name")))
+    case = chosen.get("case", CASES.get(chosen.get("name", "")))
     if case is None or case.promotion == "strict":
         yield
     else:

@@ -1,0 +1,36 @@
+"""The measure of drift."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optaxtricks as ot
+from tests.problems import values
+
+
+def test_equals_the_definition():
+    table, decay = 30 * values((50, 4, 2), jnp.float32, 1), 0.02
+    size = np.abs(np.asarray(table, np.float64)) * decay
+    got = jax.jit(ot.embedding_health)(table, decay)
+    stuck = (size > 0.5).reshape(50, -1)
+    assert 0.1 < stuck.mean() < 0.9
+    assert float(got["max_times_decay"]) == pytest.approx(size.max(), rel=1e-6)
+    assert float(got["stuck_entries"]) == pytest.approx(stuck.mean(), rel=1e-6)
+    rows = (stuck.mean(axis=1) > 0.5).mean()
+    assert float(got["stuck_rows"]) == pytest.approx(rows, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "decay", "error", "message"),
+    [
+        (jnp.ones((2, 2)), 0.0, ValueError, "weight_decay must be positive"),
+        (jnp.ones(()), 0.1, ValueError, r"table must have rows, got shape \(\)"),
+        (jnp.ones((0, 3)), 0.1, ValueError, "table must have rows"),
+        (jnp.ones((2, 2), int), 0.1, TypeError, "needs floating-point leaves"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(table, decay, error, message):
+    with pytest.raises(error, match=message):
+        ot.embedding_health(table, decay)

@@ -1,0 +1,164 @@
+"""Row-sparse gradients against dense arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optaxtricks as ot
+from tests.problems import values
+
+ROWS, WIDTH = 7, 3
+
+
+def dense(ids, cotangents, num_rows=ROWS):
+    """What the table's gradient is by definition, in NumPy."""
+    ids, cotangents = np.asarray(ids), np.asarray(cotangents, np.float64)
+    table = np.zeros((num_rows + 1, *cotangents.shape[ids.ndim :]))
+    np.add.at(table, ids, cotangents)
+    return table[:num_rows]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        3,
+        [4, 0, 4, 4, 6],
+        [[1, 2], [2, 1], [0, 5]],
+        [[[6], [6]], [[6], [6]]],
+        [ROWS, 2, ROWS, 2],
+        [ROWS, ROWS],
+        [],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lookups_add_up(ids, compiled):
+    ids = np.asarray(ids, np.int32)
+    rows = values((*ids.shape, WIDTH), jnp.float32, 1)
+    make = lambda ids, rows: ot.RowSparse.from_lookup(ids, rows, ROWS)
+    grad = (jax.jit(make) if compiled else make)(ids, rows)
+    np.testing.assert_allclose(grad.to_dense(), dense(ids, rows), rtol=1e-6)
+    assert (grad.shape, grad.dtype, grad.ndim) == ((ROWS, WIDTH), jnp.float32, 2)
+    # Distinct and ascending, then padding with rows of zeros.
+    seen = np.asarray(grad.indices)
+    count = len(np.unique(ids[ids < ROWS]))
+    assert grad.distinct and seen.shape == (ids.size,)
+    assert (np.diff(seen[:count]) > 0).all() and (seen[count:] == ROWS).all()
+    assert not np.asarray(grad.values)[count:].any()
+
+
+@pytest.mark.parametrize("row", [(), (2, 4)])
+def test_rows_have_any_shape(row):
+    ids = np.asarray([1, 5, 1])
+    rows = values((3, *row), jnp.float32, 2)
+    grad = ot.RowSparse.from_lookup(ids, rows, ROWS)
+    np.testing.assert_allclose(grad.to_dense(), dense(ids, rows), rtol=1e-6)
+
+
+def test_narrow_rows_are_summed_wide():
+    ids = jnp.zeros(300, jnp.int32)
+    grad = ot.RowSparse.from_lookup(ids, jnp.ones((300, 1), jnp.bfloat16), 1)
+    assert grad.dtype == jnp.bfloat16
+    assert float(grad.to_dense()[0, 0]) == 300.0  # in bfloat16 256 + 1 is 256
+
+
+def test_ids_out_of_range_are_dropped_where_they_cannot_be_refused():
+    make = jax.jit(lambda ids, rows: ot.RowSparse.from_lookup(ids, rows, ROWS))
+    ids = jnp.asarray([-1, 2, ROWS + 5, -(2**31)])
+    got = make(ids, jnp.ones((4, 1))).to_dense()
+    assert got[:, 0].tolist() == [0, 0, 1, 0, 0, 0, 0]
+
+
+def test_repeated_indices_add_up_however_they_came():
+    rows = ot.RowSparse(jnp.asarray([2, 2, ROWS, 0]), jnp.ones((4, 1)), ROWS)
+    assert not rows.distinct
+    assert (jnp.ones((ROWS, 1)) + rows)[:, 0].tolist() == [2, 1, 3, 1, 1, 1, 1]
+    summed = rows.summed()
+    assert summed.indices.tolist() == [0, 2, ROWS, ROWS]
+    assert summed.summed() is summed
+
+
+def test_optax_adds_it_to_any_array():
+    rows = ot.RowSparse(jnp.asarray([1]), jnp.full((1, 2), 0.5), 3)
+    for table in jnp.ones((3, 2)), np.ones((3, 2), np.float32):
+        params = optax.apply_updates(
+            {"e": table, "w": jnp.ones(1)}, {"e": rows, "w": 1.0}
+        )
+        assert params["e"].tolist() == [[1, 1], [1.5, 1.5], [1, 1]]
+    narrow: Any = optax.apply_updates(jnp.ones((3, 2), jnp.bfloat16), rows)
+    assert narrow.dtype == jnp.bfloat16
+
+
+def test_it_is_a_node_that_jax_takes_apart_and_puts_together():
+    grad = ot.RowSparse.from_lookup(jnp.asarray([1, 1]), jnp.ones((2, 1)), 3)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(grad)]
+    assert paths == [".indices", ".values"]
+    again = jax.jit(lambda x: x)(grad)
+    assert (again.num_rows, again.distinct) == (3, True)
+    assert jax.eval_shape(lambda x: x, grad).shape == (3, 1)
+    assert "num_rows=3" in repr(grad)
+    stacked = jax.vmap(
+        lambda ids, rows: ot.RowSparse.from_lookup(ids, rows, 3).to_dense()
+    )(jnp.asarray([[0, 1], [2, 2]]), jnp.ones((2, 2, 1)))
+    assert stacked[..., 0].tolist() == [[1, 1, 0], [0, 0, 2]]
+
+
+def test_the_table_is_changed_in_place():
+    table, rows = jnp.ones((4096, 8)), jnp.ones((3, 8))
+    add = lambda table, ids, rows: table + ot.RowSparse.from_lookup(ids, rows, 4096)
+    ids = jnp.asarray([1, 2, 1])
+    lowered = jax.jit(add, donate_argnums=0).lower(table, ids, rows)
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 4096
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([0.0], [[1.0]], 3), TypeError, "indices must be integers, got float32"),
+        (([0], [[1]], 3), TypeError, "rows must be floats, got int32"),
+        (([0, 1], [[1.0]], 3), ValueError, r"got \(2,\) and \(1, 1\)"),
+        (([[0]], [[1.0]], 3), ValueError, r"got \(1, 1\) and \(1, 1\)"),
+        (([0], 1.0, 3), ValueError, r"got \(1,\) and \(\)"),
+        (([4], [[1.0]], 3), ValueError, r"indices must lie in \[0, 3\], got 4 to 4"),
+        (([-1], [[1.0]], 3), ValueError, r"indices must lie in \[0, 3\]"),
+        (([0], [[1.0]], 0), ValueError, "num_rows must lie in"),
+        (([0], [[1.0]], 3.0), TypeError, "num_rows must be an int"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ot.RowSparse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([0.0], [[1.0]], 3), TypeError, "ids must be integers"),
+        (([[0, 1]], [[1.0]], 3), ValueError, "cotangents must have the shape of ids"),
+        (([4], [[1.0]], 3), ValueError, r"ids must lie in \[0, 3\], got 4 to 4"),
+        (([0], [[1.0]], True), TypeError, "num_rows must be an int"),
+    ],
+    ids=str,
+)
+def test_bad_lookups(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ot.RowSparse.from_lookup(*arguments)
+
+
+def test_a_table_of_another_shape_is_refused():
+    rows = ot.RowSparse(jnp.asarray([1]), jnp.ones((1, 2)), 3)
+    with pytest.raises(ValueError, match=r"table of shape \(3, 2\) cannot be added"):
+        jnp.ones((4, 2)) + rows
+
+
+def test_a_transformation_that_changed_the_indices_is_found_out():
+    rows = {"e": ot.RowSparse(jnp.asarray([1]), jnp.ones((1, 2)), 3)}
+    with jax.numpy_dtype_promotion("standard"):
+        scaled, _ = optax.scale(0.5).update(rows, optax.EmptyState())
+    with pytest.raises(TypeError, match="a transformation outside lazy_rows"):
+        jnp.ones((3, 2)) + scaled["e"]
