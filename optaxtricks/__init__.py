@@ -1,7 +1,7 @@
 """Training tricks for JAX as composable Optax transformations."""
 
 import importlib
-from typing import Any
+import types
 
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> types.ModuleType:
     """Imports the room `nn`, which needs Flax, when it is asked for."""
     if name == "nn":
         return importlib.import_module(f"{__name__}.nn")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import optaxtricks
+
 PACKAGE = Path(__file__).parent.parent / "optaxtricks"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # rich draws progress bars, on use: the last test shows that no import needs it.
@@ -106,11 +108,8 @@ def test_every_room_is_known() -> None:
     assert {room[0] for room in rooms if room} <= set(MAY_IMPORT)
 
 
-def test_importing_the_package_imports_no_extra() -> None:
-    code = (
-        "import sys, optaxtricks; "
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
+def _printed(code: str) -> str:
+    """What a fresh interpreter prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PACKAGE.parent,
@@ -118,7 +117,27 @@ def test_importing_the_package_imports_no_extra() -> None:
         capture_output=True,
         text=True,
     )
-    loaded = set(done.stdout.split())
+    return done.stdout
+
+
+def test_importing_the_package_imports_no_extra() -> None:
+    code = (
+        "import sys, optaxtricks; "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = set(_printed(code).split())
     assert "optaxtricks" in loaded
     extras = {"flax", "rich", "matplotlib", "orbax", "tokenizers", "safetensors"}
     assert not loaded & extras
+
+
+def test_the_room_for_flax_opens_on_use_and_names_the_extra() -> None:
+    use = "import optaxtricks as ot\nprint(ot.nn.RowEmbed.__name__)"
+    assert _printed(use) == "RowEmbed\n"
+    missing = (
+        "import sys\nsys.modules['flax'] = None\nimport optaxtricks as ot\n"
+        "try:\n  ot.nn\nexcept ImportError as error:\n  print(error)"
+    )
+    assert "pip install 'optaxtricks[flax]'" in _printed(missing)
+    with pytest.raises(AttributeError, match="'optaxtricks' has no attribute 'no'"):
+        _ = optaxtricks.no

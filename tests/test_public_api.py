@@ -21,6 +21,7 @@ ROOMS = {
 PUBLIC = {
     **{name: getattr(ot, name) for name in ot.__all__},
     **{name: getattr(room, name) for room in ROOMS.values() for name in room.__all__},
+    **{f"linen.{name}": getattr(ot.nn.linen, name) for name in ot.nn.linen.__all__},
 }
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 # Optax's optimizers take these by position, so ours do.

@@ -83,7 +83,8 @@ def row_value_and_grad(
         differentiable use of the table but by a look-up: ``attend``.
 
     The loss is traced twice, as the number and shape of the look-ups is not known
-    before. It is computed once. Outside of ``jit`` every call traces.
+    before, and so must not branch on numbers in Python. It is computed once. Outside
+    of ``jit`` every call traces.
 
     Args:
       model: an unbound Linen module.
@@ -129,24 +130,22 @@ def row_value_and_grad(
             run({}, tape)
             return {path: rows for path, rows in tape.rows.items() if rows}
 
-        shifts = zero_shifts(trace)
-        if not shifts:
-            raise ValueError("row_value_and_grad needs a loss that calls a RowEmbed.")
-        tables = {path: leaves[path] for path in shifts}
-        dense = {path: x for path, x in leaves.items() if path not in tables}
-
         def loss(dense: Any, shifts: Any, token: jax.Array) -> Any:
-            tape = Tape(tables, shifts, token)
+            tape = Tape({path: leaves[path] for path in shifts}, shifts, token)
             out = run(dense, tape)
             value, aux = out if has_aux else (out, None)
             return value, (aux, tape.ids)
 
+        shifts = zero_shifts(trace)
+        if not shifts:
+            raise ValueError("row_value_and_grad needs a loss that calls a RowEmbed.")
+        dense = {path: x for path, x in leaves.items() if path not in shifts}
         differ = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
         (value, (aux, ids)), (grads, cotangents, _) = differ(
             dense, shifts, jnp.zeros(())
         )
-        for path, table in tables.items():
-            grads[path] = row_sparse(table, ids[path], cotangents[path])
+        for path in shifts:
+            grads[path] = row_sparse(leaves[path], ids[path], cotangents[path])
         tree = jax.tree.unflatten(layout, [grads[path] for path in leaves])
         return ((value, aux) if has_aux else value), tree
 

@@ -1,7 +1,7 @@
 """How a gradient of looked-up rows is had without one of the whole table."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ class Tape:
         self._level = nnx.Variable(0)
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Generator[None, None, None]:
         """While every `RowEmbed` asks this tape for its rows."""
         before = _ACTIVE.set(self)
         try:

@@ -85,7 +85,8 @@ def row_value_and_grad(
         table but by a look-up: ``attend``, or a penalty on the whole table.
 
     The loss is traced twice, as the number and shape of the look-ups is not known
-    before. It is computed once. Outside of ``jit`` every call traces.
+    before, and so must not branch on numbers in Python. It is computed once. Outside
+    of ``jit`` every call traces.
 
     Args:
       loss_fn: ``loss_fn(model, *args)``, a scalar; with ``has_aux``, a pair of it and
