@@ -1,0 +1,59 @@
+"""The command line, checked as far as it can be without reading the text."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+
+from ..finetune.cli import Parser
+from ..finetune.errors import InputError
+from .training import SIZES
+from .variants import VARIANTS
+
+SEEDS = {"tiny": 2, "full": 3}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options with every default filled in; `sizes` holds the model's."""
+    options = _parser().parse_args(argv)
+    sizes = SIZES[options.size]
+    if unknown := [name for name in options.variants if name not in VARIANTS]:
+        raise InputError(f"unknown variant {unknown[0]!r}; there are {list(VARIANTS)}.")
+    options.variants = list(dict.fromkeys(options.variants))
+    if options.steps is not None:
+        if options.steps % sizes.every:
+            raise InputError(
+                f"--steps: must be a multiple of {sizes.every}, got {options.steps}."
+            )
+        sizes = dataclasses.replace(sizes, steps=options.steps)
+    options.sizes = sizes
+    options.seeds = options.seeds or SEEDS[options.size]
+    if options.out:
+        _check_writable(options.out)
+    return options
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m benchmarks.embedding_anomaly",
+        description="Shows how sign methods drive rare words' embeddings apart.",
+    )
+    add = parser.add_argument
+    add("--size", choices=tuple(SIZES), default="full")
+    add("--variants", nargs="+", default=list(VARIANTS), metavar="NAME")
+    add("--seeds", type=_count, help="runs of each variant (3)")
+    add("--steps", type=_count, help="training steps (600), a multiple of 20")
+    add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}.")
+    return int(text)
+
+
+def _check_writable(out: pathlib.Path) -> None:
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"--out: {out} cannot be written.")
