@@ -111,5 +111,7 @@ def _scaled(update: jax.Array, param: Any, floor: Any, by_row: bool) -> jax.Arra
     square = jnp.square(param.astype(wide))
     # An empty leaf has no mean, and no entry that would need one.
     mean = square.mean(axis=tuple(axes), keepdims=True) if param.size else square
-    rms = jnp.maximum(jnp.sqrt(mean), jnp.asarray(floor, wide))
+    rms, floor = jnp.sqrt(mean), jnp.asarray(floor, wide)
+    # A maximum would let XLA fuse all this into one call that writes out the product.
+    rms = jnp.where(rms < floor, floor, rms)
     return (update.astype(wide) * rms).astype(update.dtype)
