@@ -176,8 +176,8 @@ RECIPES = {
         (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         mask=MaskRule(FISH_FRACTION, ENCODER),
     ),
-    "lion": Recipe(lion, 4e-5, (1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4)),
-    "tiger": Recipe(tiger, 1e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
-    "lazy_tiger": Recipe(lazy_tiger, 1e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
-    "mixed_sign": Recipe(mixed_sign, 4e-5, (1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4)),
+    "lion": Recipe(lion, 1.6e-4, (2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4)),
+    "tiger": Recipe(tiger, 2e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
+    "lazy_tiger": Recipe(lazy_tiger, 2e-3, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
+    "mixed_sign": Recipe(mixed_sign, 1.6e-4, (2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4)),
 }

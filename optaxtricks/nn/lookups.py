@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import errors, nnx
 
+from .._core.shardings import typed_sharding
 from ..selection.row_sparse import RowSparse
 
 
@@ -106,13 +107,20 @@ def zero_shifts(trace: Callable[[], Mapping[str, list[jax.Array]]]) -> Any:
 def row_sparse(table: jax.Array, ids: list[Any], cotangents: list[Any]) -> RowSparse:
     """All look-ups in one table as its gradient."""
     row_shape = table.shape[1:]
-    flat_ids = [x.reshape(-1).astype(jnp.int32) for x in ids]
-    rows = [x.reshape(-1, *row_shape) for x in cotangents]
+    flat_ids = [_whole(x).reshape(-1).astype(jnp.int32) for x in ids]
+    rows = [_whole(x).reshape(-1, *row_shape) for x in cotangents]
     return RowSparse.from_lookup(
         jnp.concatenate([jnp.zeros(0, jnp.int32), *flat_ids]),
         jnp.concatenate([jnp.zeros((0, *row_shape), table.dtype), *rows]),
         table.shape[0],
     )
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """On a mesh of Explicit axes, every device needs all look-ups."""
+    if typed_sharding(x) is None:
+        return x
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
 
 
 def _from_the_start(ids: jax.Array, num_rows: int) -> jax.Array:

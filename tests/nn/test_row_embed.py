@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
 from tests.nn.tables import assert_close, dense
@@ -161,6 +163,25 @@ def test_padding_reads_what_the_docstring_says() -> None:
     rows = grads["embedding"].get_value()
     assert rows.indices.tolist() == [1, 3, 3, 3]
     assert rows.values.tolist() == [[2, 2], [0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("split", [P(None, None), P("data", None)])
+def test_on_a_mesh(kind: AxisType, split: P) -> None:
+    mesh = jax.make_mesh((2,), ("data",), (kind,), devices=jax.devices()[:2])
+    options = {"out_sharding": P("data", None)} if kind == AxisType.Explicit else {}
+    loss = lambda model, ids: jnp.square(model(ids, **options)).sum()
+    with jax.set_mesh(mesh):
+        models = _pair(8, 4)
+        for model in models:
+            table = model.embedding.get_value()
+            sharding = NamedSharding(mesh, split)
+            model.embedding.set_value(jax.device_put(table, sharding))
+        ids = jnp.array([1, 2, 2, 7])
+        ids = jax.device_put(ids, NamedSharding(mesh, P("data")))
+        grads = nnx.jit(ot.nn.row_value_and_grad(loss))(models[1], ids)[1]
+        want = nnx.jit(nnx.grad(loss))(models[0], ids)
+    assert_close(_rows(jax.device_get(grads)), _pure(jax.device_get(want)))
 
 
 HIDDEN: dict[str, Any] = {

@@ -178,7 +178,7 @@ def test_another_model_in_the_loss_reads_as_usual() -> None:
     params = _params(models[0])["params"]
 
     def loss(apply: Any, other: Any) -> jax.Array:
-        taught = models[1].apply({"params": other}, IDS)
+        taught: Any = models[1].apply({"params": other}, IDS)
         return jnp.square(apply(IDS) - jnp.sin(taught)).sum()
 
     _assert_the_same_gradient(loss, models, params, params)
