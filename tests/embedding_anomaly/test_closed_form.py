@@ -1,5 +1,7 @@
 """A row whose sign never changes: where it stands after how many steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,14 +33,14 @@ def path(tx, steps, *, start=START, occurrences=None):
 
     The gradient is -1, from the `occurrences`-th step on 0.
     """
-    params = {"emb": jnp.full((1, 4), start)}
+    params: Any = {"emb": jnp.full((1, 4), start)}
 
-    def step(carry, t):
+    def step(carry: Any, t: Any) -> Any:
         params, state = carry
         last = steps if occurrences is None else occurrences
         grads = {"emb": jnp.full((1, 4), jnp.where(t < last, -1.0, 0.0))}
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params["emb"][0, 0]
 
     run = jax.jit(lambda carry, ts: jax.lax.scan(step, carry, ts)[1])
