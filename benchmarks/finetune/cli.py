@@ -9,8 +9,13 @@ from .errors import InputError
 from .recipes import RECIPES
 
 # The quick comparison has eight minutes on two cores, installation included.
-QUICK = {"steps": 100, "seeds": 1, "evaluations": 2}
-FULL = {"steps": 150, "seeds": 5, "evaluations": 3}
+QUICK = {
+    "recipes": ["full", "head", "child_tuning_d", "child_tuning_f", "lion"],
+    "seeds": 1,
+    "evaluations": 2,
+}
+FULL = {"recipes": list(RECIPES), "seeds": 5, "evaluations": 3}
+STEPS = 150
 RESULTS = pathlib.Path("benchmarks/results")
 
 
@@ -24,13 +29,14 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options with every default filled in."""
     options = _parser().parse_args(argv)
+    size = FULL if options.full else QUICK
+    options.recipes = options.recipes or size["recipes"]
     if unknown := [name for name in options.recipes if name not in RECIPES]:
         raise InputError(f"unknown recipe {unknown[0]!r}; there are {list(RECIPES)}.")
     if options.full and options.learning_rate is not None:
         raise InputError("--learning-rate and --full exclude each other.")
     options.recipes = list(dict.fromkeys(options.recipes))
-    size = FULL if options.full else QUICK
-    options.steps = options.steps or size["steps"]
+    options.steps = options.steps or STEPS
     options.seeds = options.seeds or size["seeds"]
     options.evaluations = min(size["evaluations"], options.steps)
     options.out = options.out or RESULTS / f"finetune{'' if options.full else '-quick'}"
@@ -46,9 +52,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--checkpoint", type=pathlib.Path, metavar="DIR", help="BERT or RoBERTa folder")
     add("--task", type=pathlib.Path, metavar="DIR", help="train.jsonl and dev.jsonl")
-    add("--recipes", nargs="+", default=list(RECIPES), metavar="NAME")
+    add("--recipes", nargs="+", metavar="NAME", help=f"of {', '.join(RECIPES)}")
     add("--full", action="store_true", help="rate grid, then several seeds; resumable")
-    add("--steps", type=_count, help="training steps (100; with --full 150)")
+    add("--steps", type=_count, help=f"training steps ({STEPS})")
     add("--seeds", type=_count, help="runs of each recipe (1; with --full 5)")
     add("--learning-rate", type=_rate, help="one peak rate for all recipes")
     add("--batch-size", type=_count, default=16)

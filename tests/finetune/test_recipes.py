@@ -143,6 +143,53 @@ def test_fish_moves_exactly_its_mask_and_the_head(problem):
     assert record["optimizer_state_bytes"] < 0.2 * size(before) * 4
 
 
+def word_rows(tree):
+    """Which words' rows changed."""
+    return np.asarray(tree["encoder"]["embeddings"]["word"]["embedding"]).any(axis=1)
+
+
+def test_lion_takes_steps_of_one_size(problem):
+    once = dataclasses.replace(problem, steps=1)
+    before, after, _, record = train(once, "lion", learning_rate=1e-2)
+    steps = jax.tree.map(lambda x, y: np.abs(np.asarray(x - y)), before, after)
+    # All but the decay of a tenth, and entries without a gradient.
+    for step in kernels(steps):
+        assert (step[step > 5e-3] < 1.5e-2).all() and (step > 5e-3).mean() > 0.9
+    assert record["optimizer_state_bytes"] < 4.1 * size(before)
+    assert record["trained_parameters"] == size(before)
+
+
+def test_tiger_takes_steps_relative_to_the_leaf(problem):
+    once = dataclasses.replace(problem, steps=1)
+    before, after, _, record = train(once, "tiger", learning_rate=1e-2)
+    steps = jax.tree.map(lambda x, y: np.abs(np.asarray(x - y)), before, after)
+    for kernel, step in zip(kernels(before), kernels(steps), strict=True):
+        rms = float(np.sqrt(np.mean(np.square(kernel))))
+        assert np.median(step) == pytest.approx(1e-2 * rms, rel=1e-2)
+    assert record["optimizer_state_bytes"] < 4.1 * size(before)
+
+
+def test_lazy_tiger_moves_words_of_the_batch_only(problem):
+    once = dataclasses.replace(problem, steps=1)
+    before, after, _, _ = train(once, "lazy_tiger")
+    (batch,) = once.batches(SEED)
+    seen = np.zeros(len(word_rows(before)), bool)
+    seen[batch["ids"][np.asarray(batch["mask"])]] = True
+    assert not (word_rows(moved(before, after)) & ~seen).any()
+    eager = word_rows(moved(*train(once, "tiger")[:2]))
+    assert (eager & ~seen).any()
+
+
+def test_mixed_sign_lets_adam_have_the_words(problem):
+    once = dataclasses.replace(problem, steps=1)
+    before, after, _, record = train(once, "mixed_sign", learning_rate=1e-3)
+    steps = jax.tree.map(lambda x, y: np.abs(np.asarray(x - y)), before, after)
+    words = steps["encoder"]["embeddings"]["word"]["embedding"]
+    assert np.median(words[words > 0]) == pytest.approx(5e-3, rel=1e-2)
+    assert np.median(kernels(steps)[0]) == pytest.approx(1e-3, rel=0.1)
+    assert record["optimizer_state_bytes"] > 4 * (size(before) + words.size)
+
+
 def test_every_recipe_is_tested_here():
     tested = {name for name in RECIPES if any(f"test_{name}_" in t for t in globals())}
     assert tested == set(RECIPES)
