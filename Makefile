@@ -11,7 +11,7 @@ demo: .venv/demo
 	$(BIN)/python -m benchmarks.finetune
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
