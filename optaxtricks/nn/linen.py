@@ -72,6 +72,9 @@ def row_value_and_grad(
     **variables}, *inputs, **options)``. Other collections come in by ``variables``,
     and go out, with ``mutable``, as from ``model.apply``; hand them on by ``has_aux``.
 
+    For :func:`lazy_rows` a row that was looked up counts as touched, even if its
+    gradient is zero, as behind a mask.
+
     Guarantees:
       - The dense form of the result is the gradient of ``jax.value_and_grad``.
       - No array of the table's size is made; under ``jit`` with donated buffers, an

@@ -72,6 +72,9 @@ def row_value_and_grad(
     memory grow with the rows that are looked up, not with the table. Several calls of
     a :class:`RowEmbed`, and several that share a table, add up.
 
+    For :func:`lazy_rows` a row that was looked up counts as touched, even if its
+    gradient is zero, as behind a mask.
+
     Guarantees:
       - The dense form of the result is the gradient of ``nnx.value_and_grad``.
       - Batch statistics, counters of ``nnx.Rngs`` and other Variables of the model and
