@@ -114,6 +114,16 @@ CONTAINERS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def applied(params: Any, updates: Any) -> Any:
+    """`optax.apply_updates`, whose result type says too little for a test."""
+    return optax.apply_updates(params, updates)
+
+
+def temp_bytes(compiled: Any) -> int:
+    """Temporary memory of a compiled function."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 def layout(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
     kinds = [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, _leaves(tree))]

@@ -53,7 +53,7 @@ def at_window_end(
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optaxtricks as ot
-      >>> rate = lambda window: 1.0 + window
+      >>> rate = lambda window: jnp.where(window < 1, 1.0, 2.0)
       >>> tx = ot.at_window_end(optax.sgd(rate), accumulate_steps=2)
       >>> state, seen = tx.init(jnp.ones(())), []
       >>> for _ in range(4):

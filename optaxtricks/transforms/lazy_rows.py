@@ -51,8 +51,8 @@ def lazy_rows(
       - Touched rows, and all leaves that are no tables, move as under ``inner``; with
         every row touched, updates and state are ``inner``'s.
       - Untouched rows get an update of exactly zero.
-      - A :class:`RowSparse` gives what its dense form gives. In a compiled step with
-        donated buffers no array of the table's size is copied.
+      - A :class:`RowSparse` gives what its dense form gives with its indices as
+        ``active_rows``; compiled with donated buffers, it copies no table.
       - Inside ``optax.MultiSteps`` a row counts as touched if any gradient of the
         window touched it. (``active_rows`` must then name the rows of the whole
         window, and a :class:`RowSparse` cannot be accumulated.)

@@ -39,9 +39,11 @@ def _advance(case: Case, state: Any, seeds: range) -> Any:
     tx: Any = case.make(params)
     state = tx.init(params) if state is None else state
     updates = None
-    for seed in seeds:
-        grads = gradients(params, seed)
-        updates, state = tx.update(grads, state, params, **case.extra_args(params))
+    # A fixture of the module comes before the one that minds the promotion.
+    with jax.numpy_dtype_promotion(case.promotion):
+        for seed in seeds:
+            grads = gradients(params, seed)
+            updates, state = tx.update(grads, state, params, **case.extra_args(params))
     return updates, state
 
 

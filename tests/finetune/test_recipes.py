@@ -173,7 +173,7 @@ def test_lazy_tiger_moves_words_of_the_batch_only(problem):
     once = dataclasses.replace(problem, steps=1)
     before, after, _, _ = train(once, "lazy_tiger")
     (batch,) = once.batches(SEED)
-    seen = np.zeros(len(word_rows(before)), bool)
+    seen = np.zeros_like(word_rows(before), bool)
     seen[batch["ids"][np.asarray(batch["mask"])]] = True
     assert not (word_rows(moved(before, after)) & ~seen).any()
     eager = word_rows(moved(*train(once, "tiger")[:2]))

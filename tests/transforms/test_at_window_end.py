@@ -1,12 +1,17 @@
 """What acts once a window keeps still in between."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
-import optaxtricks as ot
+import optaxtricks
 from tests.problems import assert_same, gradients, small_tree
+
+# Bad arguments are given on purpose.
+ot = cast(Any, optaxtricks)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optaxtricks as ot
-from tests.problems import assert_same, values
+from tests.problems import applied, assert_same, values
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 ROWS, WIDTH = 32, 8
@@ -34,7 +34,7 @@ def placed(x, kind, axes):
 def step(table, state, grad, **extra):
     """One step; the new table and state."""
     updates, state = LAZY.update(grad, state, table, **extra)
-    return optax.apply_updates(table, updates), state
+    return applied(table, updates), state
 
 
 def gradient():
