@@ -115,9 +115,7 @@ def _summary(runs: Records, every: int) -> dict[str, Any]:
         "others_max_times_decay": _statistic(
             [run["others_max_times_decay"] for run in runs]
         ),
-        "first_step_at_half": {
-            "max_times_decay": _first(steps, curves["max_times_decay"], 0.5),
-        },
+        "half_bound_step": _first(steps, curves["max_times_decay"], 0.5),
         "curves": {"step": steps, **curves},
     }
 

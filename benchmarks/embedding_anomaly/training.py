@@ -152,6 +152,8 @@ def _advance(tx: Any, loss: Callable[..., jax.Array], bands: dict[str, Any]) -> 
         for name, ids in bands.items():
             if ids.size:
                 health[name] = ot.embedding_health(table[ids], DECAY)
+        if "output" in params:  # the only other table with a row for each word
+            health["output"] = ot.embedding_health(params["output"], DECAY)
         return params, state, losses.mean(), health
 
     return advance

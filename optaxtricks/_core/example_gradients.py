@@ -17,9 +17,9 @@ Part = Callable[[Any], Leaves]
 # Torch adds this to a norm before it divides by it to clip.
 _CLIP_FLOOR = 1e-6
 
-# Chunks whose powers are added to the sums in one pass over memory; each holds a
-# gradient of its own meanwhile.
-_UNROLL = 4
+# Examples whose powers are added to the sums in one pass over memory, though they
+# are taken one at a time; each holds a gradient of its own meanwhile.
+_AT_ONCE = 4
 
 
 def halves(leaves: list[Any], chosen: list[bool]) -> tuple[list[Any], list[Any]]:
@@ -99,7 +99,9 @@ def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
 
     step = lambda sums, chunk: (plus(sums, part(chunk)), None)
     chunked = jax.tree.map(strided, examples)
-    sums, _ = jax.lax.scan(step, sums, chunked, unroll=max(1, min(_UNROLL, chunks)))
+    sums, _ = jax.lax.scan(
+        step, sums, chunked, unroll=max(1, min(_AT_ONCE // width, chunks))
+    )
     if chunks * width < size:
         tail = jax.tree.map(lambda x: x[chunks * width :], examples)
         sums = plus(sums, part(tail))
