@@ -4,6 +4,7 @@ The trap: XLA compiles one kernel for each distinct loop, so anything that diffe
 from leaf to leaf, be it one constant, costs a kernel a leaf.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,10 @@ def compile_seconds(tx: optax.GradientTransformation, leaves: int) -> float:
 def import_seconds(runs: int) -> float:
     """Median time of `import optaxtricks` in fresh processes that imported Optax."""
     command = [sys.executable, "-c", _IMPORT]
-    once = lambda: float(subprocess.check_output(command, text=True))
+    # With bytecode, as an installed package has it from its second import on.
+    where = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    once = lambda: float(subprocess.check_output(command, text=True, env=where))
+    once()
     return statistics.median(once() for _ in range(runs))
 
 
