@@ -26,36 +26,33 @@ def table(results: dict[str, Any]) -> Table:
     caption = (
         f"max: largest |entry| * decay, 1 at the bound; stuck: rows more than half of "
         f"whose entries are beyond half the bound, of all words and of those with "
-        f"fewer than {settings['rare_below']} occurrences; out: of "
+        f"fewer than {settings['rare_below']} occurrences; output: of "
         f"the output table; MB: optimizer state; ms: a step. "
         f"{100 * settings['rows_seen']:.0f} % of the rows were looked up at all."
     )
     style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}
     result = Table(title=title, caption=caption, **style)
     result.add_column("variant", no_wrap=True)
-    columns = ("held-out loss", "max", "stuck %", "rare %", "out %", "MB", "ms")
+    columns = ("held-out loss", "max", "stuck %", "rare %", "output %", "MB", "ms")
     for column in columns:
         result.add_column(column, justify="right", no_wrap=True)
     for name, entry in results["variants"].items():
         health = entry["final_health"]
-        output = health.get("output")
         result.add_row(
             name,
             _statistic(entry["held_out_loss"], 3),
             f"{health['all']['max_times_decay']['mean']:.2f}",
             _statistic(health["all"]["stuck_rows"], 1, scale=100),
-            _share(health, "rare"),
-            f"{100 * output['stuck_rows']['mean']:.1f}" if output else "-",
+            _stuck(health, "rare"),
+            _stuck(health, "output"),
             f"{entry['optimizer_state_bytes'] / 1e6:.1f}",
             f"{entry['step_ms']:.0f}",
         )
     return result
 
 
-def _share(health: dict[str, Any], band: str) -> str:
-    if band not in health:
-        return "-"
-    return _statistic(health[band]["stuck_rows"], 1, scale=100)
+def _stuck(health: dict[str, Any], part: str) -> str:
+    return f"{100 * health[part]['stuck_rows']['mean']:.1f}" if part in health else "-"
 
 
 def _statistic(entry: dict[str, Any], digits: int, *, scale: float = 1) -> str:
