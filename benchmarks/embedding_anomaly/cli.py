@@ -2,10 +2,9 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 
-from ..finetune.cli import Parser
+from ..finetune.cli import Parser, check_writable, count
 from ..finetune.errors import InputError
 from .training import SIZES
 from .variants import VARIANTS
@@ -29,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.sizes = sizes
     options.seeds = options.seeds or SEEDS[options.size]
     if options.out:
-        _check_writable(options.out)
+        check_writable(options.out)
     return options
 
 
@@ -41,19 +40,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--size", choices=tuple(SIZES), default="full")
     add("--variants", nargs="+", default=list(VARIANTS), metavar="NAME")
-    add("--seeds", type=_count, help="runs of each variant (3)")
-    add("--steps", type=_count, help="training steps (600), a multiple of 20")
+    add("--seeds", type=count, help="runs of each variant (3)")
+    add("--steps", type=count, help="training steps (600), a multiple of 20")
     add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}.")
-    return int(text)
-
-
-def _check_writable(out: pathlib.Path) -> None:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"--out: {out} cannot be written.")

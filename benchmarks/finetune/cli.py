@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.seeds = options.seeds or size["seeds"]
     options.evaluations = min(size["evaluations"], options.steps)
     options.out = options.out or RESULTS / f"finetune{'' if options.full else '-quick'}"
-    _check_writable(options.out)
+    check_writable(options.out)
     return options
 
 
@@ -54,16 +54,17 @@ def _parser() -> Parser:
     add("--task", type=pathlib.Path, metavar="DIR", help="train.jsonl and dev.jsonl")
     add("--recipes", nargs="+", metavar="NAME", help=f"of {', '.join(RECIPES)}")
     add("--full", action="store_true", help="rate grid, then several seeds; resumable")
-    add("--steps", type=_count, help=f"training steps ({STEPS})")
-    add("--seeds", type=_count, help="runs of each recipe (1; with --full 5)")
+    add("--steps", type=count, help=f"training steps ({STEPS})")
+    add("--seeds", type=count, help="runs of each recipe (1; with --full 5)")
     add("--learning-rate", type=_rate, help="one peak rate for all recipes")
-    add("--batch-size", type=_count, default=16)
-    add("--length", type=_count, default=32, help="tokens of a text that are read")
+    add("--batch-size", type=count, default=16)
+    add("--length", type=count, default=32, help="tokens of a text that are read")
     add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A positive integer, as an option's type."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}.")
     return int(text)
@@ -79,7 +80,8 @@ def _rate(text: str) -> float:
     return value
 
 
-def _check_writable(out: pathlib.Path) -> None:
+def check_writable(out: pathlib.Path) -> None:
+    """Rejects a folder that results could not be written to."""
     existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--out: {out} cannot be written.")
