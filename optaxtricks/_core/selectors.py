@@ -38,6 +38,17 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     return found
 
 
+def row_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
+    """As `matches`, for leaves that must have rows: a scalar is an error."""
+    found = matches(tree, selector, name=name)
+    pairs = zip(leaves_with_paths(tree), found, strict=True)
+    if flat := [path for (path, x), c in pairs if c and np.ndim(x) == 0]:
+        raise ValueError(
+            f"{name} chooses scalars, which have no rows: {listing(flat)}."
+        )
+    return found
+
+
 def describe(selector: Selector) -> str:
     """The selector as an error message should show it."""
     if isinstance(selector, re.Pattern):

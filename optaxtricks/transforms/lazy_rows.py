@@ -11,7 +11,7 @@ import optax
 from .._core import checks
 from .._core.build import transformation
 from .._core.paths import is_hole, leaves_with_paths, listing
-from .._core.selectors import Selector, matches
+from .._core.selectors import Selector, row_matches
 from .._core.shardings import typed_sharding, whole_rows
 from ..selection.row_sparse import RowSparse, check_ids
 
@@ -103,7 +103,7 @@ def lazy_rows(
 
     def init(params: optax.Params) -> optax.OptState:
         checks.inexact_leaves(params, by="lazy_rows")
-        _table_flags(params, tables)
+        row_matches(params, tables, name="tables")
         return inner.init(params)
 
     def update(
@@ -223,7 +223,7 @@ def _views(
     # Without the arrays inside a RowSparse, so that it has the path of its table.
     plain = [jax.ShapeDtypeStruct(g.shape, g.dtype) for g in grads]
     shown = jax.tree.unflatten(layout, plain)
-    flags = _table_flags(shown, tables)
+    flags = row_matches(shown, tables, name="tables")
     paths = [path for path, _ in leaves_with_paths(shown)]
     known = [path for path, flag in zip(paths, flags, strict=True) if flag]
     _check_active(active_rows, known)
@@ -251,16 +251,6 @@ def _in_state(
         transform_non_params=lambda _: _WHOLE,
         is_leaf=is_hole,
     )
-
-
-def _table_flags(tree: Any, tables: Selector) -> list[bool]:
-    flags = matches(tree, tables, name="tables")
-    pairs = zip(leaves_with_paths(tree), flags, strict=True)
-    if flat := [path for (path, x), c in pairs if c and jnp.ndim(x) == 0]:
-        raise ValueError(
-            f"tables chooses scalars, which have no rows: {listing(flat)}."
-        )
-    return flags
 
 
 def _touched(path: str, grad: jax.Array, active: Any) -> jax.Array:

@@ -9,8 +9,7 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.paths import leaves_with_paths, listing
-from .._core.selectors import Selector, matches
+from .._core.selectors import Selector, row_matches
 
 
 def scale_by_param_rms(
@@ -95,14 +94,9 @@ def scale_by_param_rms(
 
 
 def _by_row(params: optax.Params, rows: Selector | None) -> list[bool]:
-    leaves = leaves_with_paths(params)
     if rows is None:
-        return [False] * len(leaves)
-    chosen = matches(params, rows, name="rows")
-    pairs = zip(leaves, chosen, strict=True)
-    if flat := [path for (path, x), c in pairs if c and jnp.ndim(x) == 0]:
-        raise ValueError(f"rows chooses scalars, which have no rows: {listing(flat)}.")
-    return chosen
+        return [False] * len(jax.tree.leaves(params))
+    return row_matches(params, rows, name="rows")
 
 
 def _scaled(update: jax.Array, param: Any, floor: Any, by_row: bool) -> jax.Array:
