@@ -10,6 +10,7 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
+from .._core.leaf_rules import over_leaves
 from .._core.signs import SignRule, relaxed_sign
 
 
@@ -119,20 +120,13 @@ def scale_by_lion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LionState]:
         del params, extra_args
-        grads, layout = jax.tree.flatten(updates)
-        momenta, kept_layout = jax.tree.flatten(state.mu)
-        checks.same_count(grads, momenta, by="scale_by_lion")
         betas, how = (b1, b2, 1 - b2, b2 - b1), rule.at(state.step)
-        pairs = [
-            _lion(g, m, betas, how, cautious)
-            for g, m in zip(grads, momenta, strict=True)
-        ]
-        mu = jax.tree.unflatten(kept_layout, [m for _, m in pairs])
+        leaf = lambda g, m: _lion(g, m, betas, how, cautious)
+        updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_lion")
         step = state.step
         if step is not None:
             step = jnp.asarray(optax.safe_increment(step))
-        after = LionState(mu=mu, step=step)
-        return jax.tree.unflatten(layout, [u for u, _ in pairs]), after
+        return updates, LionState(mu=mu, step=step)
 
     return transformation(init, update)
 

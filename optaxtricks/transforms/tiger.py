@@ -11,6 +11,7 @@ import optax
 from .._core import checks
 from .._core.build import transformation
 from .._core.finite import all_finite
+from .._core.leaf_rules import over_leaves
 from .._core.signs import SignRule, relaxed_sign
 
 
@@ -58,7 +59,7 @@ def scale_by_tiger(
         its momentum as it is, bit for bit, and gets a zero update; where that is the
         first call of a window, the window's decay is left out as well, as in the
         published code. Other leaves go on.
-      - No communication on any sharding but one bit a leaf for ``skip_nonfinite``.
+      - No communication on any sharding but a scalar a leaf for ``skip_nonfinite``.
 
     Args:
       beta: :math:`\beta` in ``(0, 1)``; 0.945 for vision and 0.965 for language are
@@ -117,20 +118,13 @@ def scale_by_tiger(
         **extra_args: Any,
     ) -> tuple[optax.Updates, TigerState]:
         del params, extra_args
-        grads, layout = jax.tree.flatten(updates)
-        momenta, kept_layout = jax.tree.flatten(state.mu)
-        checks.same_count(grads, momenta, by="scale_by_tiger")
         step = jnp.zeros((), jnp.int32) if state.step is None else state.step
         place = (step % np.int32(k), k - 1) if k > 1 else None
         betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
-        pairs = [
-            _tiger(g, m, betas, how, place, skip_nonfinite)
-            for g, m in zip(grads, momenta, strict=True)
-        ]
-        mu = jax.tree.unflatten(kept_layout, [m for _, m in pairs])
+        leaf = lambda g, m: _tiger(g, m, betas, how, place, skip_nonfinite)
+        updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_tiger")
         step = jnp.asarray(optax.safe_increment(step)) if counts else None
-        after = TigerState(mu=mu, step=step)
-        return jax.tree.unflatten(layout, [u for u, _ in pairs]), after
+        return updates, TigerState(mu=mu, step=step)
 
     return transformation(init, update)
 
