@@ -32,7 +32,7 @@ def shrink_nonfinite(
 
     Guarantees:
       - Where all gradients are finite, updates and state are ``inner``'s.
-      - No communication on any sharding but one bit a leaf.
+      - No communication on any sharding but a scalar a leaf.
 
     Args:
       inner: a complete optimizer, learning rate included.
