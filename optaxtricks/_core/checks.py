@@ -107,6 +107,12 @@ def optimizer(**named: Any) -> None:
             )
 
 
+def arrays(tree: Any, *, by: str) -> None:
+    """Rejects leaves that are neither arrays nor numbers."""
+    for path, leaf in leaves_with_paths(tree):
+        _dtype(path, leaf, by, "a closure")
+
+
 def inexact_leaves(
     tree: Any,
     *,

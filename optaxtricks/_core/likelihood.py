@@ -60,6 +60,8 @@ def expected_scores(log_p: LogP, power: int, chosen: Leaves, numbered: Any) -> L
 def sampling_key(key: Any, labels: str) -> jax.Array | None:
     """A typed key if labels are drawn, else None."""
     if labels != "sampled":
+        if key is not None:
+            raise ValueError(f"key goes with labels='sampled', not with {labels!r}.")
         return None
     if key is None:
         raise ValueError("labels='sampled' needs a key.")

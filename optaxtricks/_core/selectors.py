@@ -20,20 +20,22 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     Raises:
       TypeError: the selector is none of the four kinds, or a predicate returned
         something else than a bool.
-      ValueError: an invalid pattern, a tree of bools that does not cover `tree`, or
-        no leaf at all is selected. Leaves masked out by Optax count as leaves here,
-        and a tree without leaves (Optax's placeholder) selects nothing.
+      ValueError: an invalid pattern, a tree of bools that does not cover `tree` or
+        reaches beyond it, or no leaf at all is selected. Leaves masked out by Optax
+        count as leaves here, and a tree without leaves (Optax's placeholder) selects
+        nothing.
     """
     leaves, gaps = leaves_with_paths(tree), holes(tree)
-    chosen = _predicate(selector, name)
+    # Optax's placeholders have no leaves, and so nothing to hold a selector to.
+    paths = [path for path, _ in leaves] + gaps if leaves else []
+    chosen = _predicate(selector, paths, name)
     found = [chosen(path, leaf) for path, leaf in leaves]
     # A predicate may look at the leaf, which a hole no longer has.
     path_only = not callable(selector)
     if leaves and not any(found):
         if not (path_only and any(_covers(chosen, path) for path in gaps)):
             raise ValueError(
-                f"{name} {describe(selector)} matches no leaf. Paths: "
-                f"{listing([path for path, _ in leaves] + gaps)}."
+                f"{name} {describe(selector)} matches no leaf. Paths: {listing(paths)}."
             )
     return found
 
@@ -68,13 +70,15 @@ def compiled(pattern: str | re.Pattern[str], *, name: str) -> re.Pattern[str]:
         ) from None
 
 
-def _predicate(selector: Selector, name: str) -> Callable[[str, Any], bool]:
+def _predicate(
+    selector: Selector, paths: list[str], name: str
+) -> Callable[[str, Any], bool]:
     if isinstance(selector, str | re.Pattern):
         pattern = compiled(selector, name=name)
         return lambda path, leaf: pattern.search(path) is not None
     if callable(selector):
         return lambda path, leaf: _as_bool(selector(path, leaf), path, name)
-    return _by_prefix(selector, name)
+    return _by_prefix(selector, paths, name)
 
 
 def _covers(chosen: Callable[[str, Any], bool], path: str) -> bool:
@@ -90,7 +94,13 @@ def _as_bool(value: Any, path: str, name: str) -> bool:
     return bool(value)
 
 
-def _by_prefix(tree: Any, name: str) -> Callable[[str, Any], bool]:
+def _prefixes(path: str) -> list[str]:
+    """The path of a leaf, and those of all the nodes above it."""
+    steps = path.split("/")
+    return ["/".join(steps[: i + 1]) for i in range(len(steps))]
+
+
+def _by_prefix(tree: Any, paths: list[str], name: str) -> Callable[[str, Any], bool]:
     """A predicate from a tree of bools: the nearest entry above a leaf decides."""
     entries = leaves_with_paths(tree)
     if not entries or any(not isinstance(v, bool | np.bool_) for _, v in entries):
@@ -101,6 +111,9 @@ def _by_prefix(tree: Any, name: str) -> Callable[[str, Any], bool]:
     table = {path: bool(value) for path, value in entries}
     if len(table) != len(entries):
         raise ValueError(f"{name} has two leaves of the same path; rename one.")
+    reached = {""} | {above for path in paths for above in _prefixes(path)}
+    if paths and (idle := [entry for entry in table if entry not in reached]):
+        raise ValueError(f"{name} has entries where there is no leaf: {listing(idle)}.")
 
     def chosen(path: str, leaf: Any) -> bool:
         prefix = path

@@ -117,7 +117,7 @@ def fisher_information(
         for so many gradients. For a batch sharded over devices give the number of
         devices: one example at a time would be computed by all of them alike. (Over
         Explicit mesh axes a batch is always gathered first.)
-      key: for ``labels="sampled"``: int, typed PRNG key, or legacy uint32 key.
+      key: for ``labels="sampled"`` alone: int, typed PRNG key, or legacy uint32 key.
       progress: show a progress bar (of batches handed to the device); needs rich.
 
     Returns:
@@ -129,7 +129,8 @@ def fisher_information(
         or ill-shaped batch; ``log_likelihood`` returns another shape, or numbers
         that are no log-probabilities; a score is not finite (the message names the
         leaf). Under an outer ``jit`` the last two checks are left out.
-      TypeError: an argument of the wrong kind; an integer or complex leaf.
+      TypeError: an argument of the wrong kind; an integer or complex leaf, or a leaf
+        that is no array.
       ImportError: ``progress=True`` without rich.
 
     Examples:
@@ -163,6 +164,7 @@ def fisher_information(
     checks.inexact_leaves(
         with_holes(chosen), by="fisher_information", allow_complex=False, remedy="where"
     )
+    checks.arrays(fill([None] * len(chosen), rest), by="fisher_information")
     plan = _Plan(
         log_p=lambda chosen, rest, example: checked_output(
             log_likelihood(fill(chosen, rest), example), labels

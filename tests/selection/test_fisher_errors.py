@@ -39,6 +39,7 @@ def run(function=observed, params=LOGITS, batches=LABELS, **how):
         ({"clip_norm": 0.0, "per": "batch"}, ValueError, "clip_norm must be positive"),
         ({"labels": "sampled"}, ValueError, "labels='sampled' needs a key"),
         ({"labels": "sampled", "key": "a"}, TypeError, "key must be an int"),
+        ({"key": 0}, ValueError, "key goes with labels='sampled', not with 'observed'"),
         ({"labels": "expected", "per": "batch"}, ValueError, "needs per='example'"),
         ({"where": "bias"}, ValueError, "where 'bias' matches no leaf"),
         ({"where": 1}, TypeError, "where must be a pattern"),
@@ -145,6 +146,8 @@ def test_leaves_that_cannot_be_differentiated():
     with pytest.raises(TypeError, match="not defined for complex numbers"):
         run(function, {"w": LOGITS.astype(jnp.complex64)})
     assert run(function, params, where="w")["ids"] is None
+    with pytest.raises(TypeError, match="leaf at 'act' is a function"):
+        run(function, {"w": LOGITS, "act": lambda x: x}, where="w")
 
 
 def test_progress_without_rich(monkeypatch):
