@@ -7,7 +7,7 @@ import jax
 
 from . import checks
 from .batches import batches_of, checked_batches
-from .fingerprints import StreamDigest
+from .fingerprints import StreamDigest, checksum
 
 
 class Known(NamedTuple):
@@ -38,7 +38,7 @@ class Known(NamedTuple):
         known = list(zip(self.sizes, self.sums, strict=True))
         number = -1
         for number, (size, batch) in enumerate(checked_batches(batches)):
-            found = size, StreamDigest().add(batch)
+            found = size, checksum(batch)
             if known[number : number + 1] != [found]:
                 raise ValueError(
                     f"batches: batch {number} is another one the second time; batches "
@@ -103,5 +103,6 @@ def known(batches: Iterable[Any]) -> Known:
     for size, batch in checked_batches(batches):
         first = batch if first is None else first
         sizes.append(size)
-        sums.append(digest.add(batch))
+        sums.append(checksum(batch))
+        digest.add(batch)
     return Known(first, sizes, sums, digest.hexdigest())

@@ -1,6 +1,7 @@
 """Taps on disk: one file a tap, rows appended, and read back through a memory map."""
 
 import contextlib
+import dataclasses
 import errno
 import math
 import os
@@ -84,9 +85,10 @@ class TapWriter:
         self._commit()
         if self.manifest.rows != self.manifest.examples:
             raise RuntimeError("taps were finished before all examples were written")
-        self.manifest.complete = True
         with self._disk_errors():
-            tap_manifest.save(self.manifest, self._folder)
+            record = dataclasses.replace(self.manifest, complete=True)
+            tap_manifest.save(record, self._folder)
+            self.manifest = record
 
     def _go_on(self) -> None:
         """Takes up what an earlier run left, read only now that none can be running."""
@@ -107,8 +109,11 @@ class TapWriter:
         with self._disk_errors():
             for file in self._files:
                 os.fsync(file.fileno())
-            self.manifest.blocks.append(Block(self._rows, tuple(self._checks)))
-            tap_manifest.save(self.manifest, self._folder)
+            block = Block(self._rows, tuple(self._checks))
+            blocks = [*self.manifest.blocks, block]
+            record = dataclasses.replace(self.manifest, blocks=blocks)
+            tap_manifest.save(record, self._folder)
+            self.manifest = record
         self._start_block()
 
     def _check_room(self) -> None:

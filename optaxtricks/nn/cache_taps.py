@@ -64,7 +64,8 @@ def cache_taps(
     Args:
       backbone_fn: ``(params, batch) -> taps`` if ``params`` is given; it is compiled
         here, with both as arguments. Otherwise ``batch -> taps``, called as it is
-        (``jit`` it yourself; arrays it closes over are then constants of the program).
+        (``jit`` it yourself; arrays it closes over are then constants of the program)
+        after one tracing for its shapes.
         The taps are arrays in any containers, each with the leading example axis of
         the batch. In a folder the containers are dicts, lists and tuples.
       batches: one batch or a stream of them, as in :func:`fisher_information`. It is

@@ -43,6 +43,40 @@ def expected(size: int = 3) -> Any:
     return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x]), *parts)
 
 
+class Loader:
+    """A stream that counts how often it is read."""
+
+    def __init__(self, stream):
+        self.stream, self.readings = stream, 0
+
+    def __iter__(self):
+        self.readings += 1
+        return iter(self.stream)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
+
+
+class Dies:
+    """Batches of which the given one never comes when they are read again."""
+
+    def __init__(self, number):
+        self.number, self.readings = number, 0
+
+    def __iter__(self):
+        self.readings += 1
+        for i, batch in enumerate(batches()):
+            if self.readings == 2 and i == self.number:
+                raise Killed
+            yield batch
+
+
+def wide(params: Any, x: Any) -> Any:
+    """A tap of 400 bytes an example."""
+    return jnp.repeat(x[:, None], 100, axis=1) * params
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Everything in a folder but the lock."""
     paths = [path for path in folder.iterdir() if path.suffix != ".lock"]
