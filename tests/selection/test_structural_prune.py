@@ -11,6 +11,8 @@ from flax import linen as nn
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
 from tests.problems import CONTAINERS, assert_same, pure
@@ -204,6 +206,23 @@ def test_shapes_without_numbers():
     tree, importance = {"a": jnp.ones((4, 3))}, {"a": np.ones((4, 3))}
     shapes = jax.eval_shape(lambda t: prune(t, importance, group({"a": 0})), tree)
     assert shapes["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y"), P()])
+def test_sharded_leaves(kind, spec):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    values = np.random.default_rng(0).uniform(size=(8, 16)).astype("f4")
+    leaf = jax.device_put(values, NamedSharding(mesh, spec))
+    for axis in (0, 1):
+        one = group({"a": axis})
+        got = prune({"a": leaf}, {"a": leaf}, one)["a"]
+        want = prune({"a": values}, {"a": values}, one)["a"]
+        np.testing.assert_array_equal(got, want)
+        if kind is AxisType.Explicit:
+            other = (*spec, None, None)[1 - axis]
+            assert got.sharding.spec[1 - axis] == other
+            assert got.sharding.spec[axis] is None
 
 
 # The paper's walk
