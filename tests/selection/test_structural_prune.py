@@ -109,6 +109,10 @@ def test_of_equal_scores_the_lower_index_wins():
     values = np.arange(6)
     got = prune(values, np.array([1.0, 2, 1, 2, 2, 1]), group({"": 0}), p=2 / 3)
     np.testing.assert_array_equal(got, [0, 1, 3, 4])
+    # Many of them: sorts of few are stable by chance.
+    tied = np.random.default_rng(0).integers(0, 3, 500)
+    got = prune(np.arange(500), tied, group({"": 0}))
+    np.testing.assert_array_equal(got, best(tied, 250))
     signed = prune(values, np.array([-0.0, 0, 0, -0.0, 0, 0]), group({"": 0}))
     np.testing.assert_array_equal(signed, [0, 1, 2])
 
