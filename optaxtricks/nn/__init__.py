@@ -8,8 +8,17 @@ except ImportError as error:
     ) from error
 
 from . import linen as linen
+from .cache_taps import cache_taps as cache_taps
 from .half_swap import half_swap as half_swap
 from .row_embed import RowEmbed as RowEmbed
 from .row_embed import row_value_and_grad as row_value_and_grad
+from .tap_cache import TapCache as TapCache
 
-__all__ = ["RowEmbed", "half_swap", "linen", "row_value_and_grad"]
+__all__ = [
+    "RowEmbed",
+    "TapCache",
+    "cache_taps",
+    "half_swap",
+    "linen",
+    "row_value_and_grad",
+]
