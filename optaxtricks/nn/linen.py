@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .._core import checks
 from .._core.paths import leaves_with_paths
-from .lookups import Tape, active, row_sparse, zero_shifts
+from .lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
 __all__ = ["RowEmbed", "row_value_and_grad"]
 
@@ -39,6 +40,7 @@ class RowEmbed(nn.Embed):
     Raises:
       ValueError: when called, ids that are no integers; see also
         :func:`row_value_and_grad`.
+      TypeError: when called, ids that are no array.
 
     Examples:
       >>> import jax
@@ -51,6 +53,7 @@ class RowEmbed(nn.Embed):
 
     def __call__(self, inputs: jax.Array) -> Any:
         """Rows at ``inputs``, integers of any shape, in a new last axis."""
+        inputs = checked_ids(inputs)
         if (tape := active()) is None:
             return super().__call__(inputs)
         rows = tape.look_up(self.embedding, inputs)
@@ -103,6 +106,8 @@ def row_value_and_grad(
       any other, with a gradient of zeros.
 
     Raises:
+      TypeError: ``model`` is no Linen module, ``loss_fn`` no function, or ``has_aux``
+        no bool.
       ValueError: from the function, a loss that calls no :class:`RowEmbed`, one called
         inside a transformation, or a table that is used in another way.
 
@@ -117,6 +122,11 @@ def row_value_and_grad(
       >>> grads["embedding"].indices.tolist(), grads["embedding"].values.tolist()
       ([1, 3, 5], [[2.0], [4.0], [0.0]])
     """
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a Linen module, got {model!r}.")
+    checks.function(loss_fn=loss_fn)
+    checks.flag(has_aux=has_aux)
 
     def value_and_grad(params: Any, *args: Any, **kwargs: Any) -> Any:
         # Boxes, such as nn.Partitioned, come back with the gradient's layout.

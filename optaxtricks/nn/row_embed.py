@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .lookups import Tape, active, row_sparse, zero_shifts
+from .._core import checks
+from .lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
 
 class RowEmbed(nnx.Embed):
@@ -38,6 +39,7 @@ class RowEmbed(nnx.Embed):
     Raises:
       ValueError: when called, ids that are no integers; see also
         :func:`row_value_and_grad`.
+      TypeError: when called, ids that are no array.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -53,6 +55,7 @@ class RowEmbed(nnx.Embed):
 
         Of ``options``, ``nnx.Embed`` knows ``out_sharding``.
         """
+        inputs = checked_ids(inputs)
         tape, table = active(), self.embedding.get_value()
         # A model that is not differentiated, such as a teacher, reads as usual.
         if tape is None or not tape.knows(table):
@@ -103,6 +106,7 @@ def row_value_and_grad(
       the table's dtype. A table that was not looked up gets one of no rows.
 
     Raises:
+      TypeError: ``loss_fn`` is no function, or ``has_aux`` no bool.
       ValueError: from the function, a model without a :class:`RowEmbed`, one called
         inside a transformation, or a table that is used in another way.
 
@@ -117,6 +121,9 @@ def row_value_and_grad(
       >>> rows.indices.tolist(), rows.values.tolist()
       ([1, 3, 5], [[2.0], [4.0], [0.0]])
     """
+
+    checks.function(loss_fn=loss_fn)
+    checks.flag(has_aux=has_aux)
 
     def value_and_grad(model: Any, *args: Any) -> Any:
         tables = _tables(model)

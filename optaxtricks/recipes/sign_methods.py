@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks
-from .._core.selectors import Selector
+from .._core import checks, update_checks
+from .._core.selectors import Selector, describe, matches
 from ..selection import select
 from ..transforms import (
     at_window_end,
@@ -56,7 +56,8 @@ def lion(
       A transformation. Its ``update`` needs ``params``.
 
     Raises:
-      ValueError, TypeError: as :func:`scale_by_lion`.
+      ValueError, TypeError: as :func:`scale_by_lion`; also a rate or decay that is
+        negative or no number, and a ``mask`` that is none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -72,7 +73,9 @@ def lion(
       Chen et al., 2023, `Symbolic Discovery of Optimization Algorithms
       <https://arxiv.org/abs/2302.06675>`_ (code: google/automl, ``lion``).
     """
-    return optax.chain(
+    checks.rate(learning_rate=learning_rate, weight_decay=weight_decay)
+    checks.leaf_mask(mask=mask)
+    complete = optax.chain(
         scale_by_lion(
             b1,
             b2,
@@ -84,6 +87,7 @@ def lion(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+    return update_checks.with_params(complete, by="lion")
 
 
 def tiger(
@@ -171,6 +175,8 @@ def tiger(
       Su, 2023, "Tiger: a tight-fisted optimizer", kexue.fm archive 9512 (code:
       bojone/tiger, which shrinks on NaN only and takes no floor).
     """
+    checks.rate(learning_rate=learning_rate, weight_decay=weight_decay)
+    checks.non_negative(scalar_factor=scalar_factor, rms_floor=rms_floor)
     checks.flag(relative=relative)
     if embeddings is not None and not relative:
         raise ValueError("embeddings needs relative=True.")
@@ -188,7 +194,8 @@ def tiger(
     matrices = optax.chain(optax.add_decayed_weights(weight_decay), *size)
     step = optax.chain(
         optax.partition(
-            {"matrix": matrices, "vector": optax.scale(scalar_factor)}, _by_rank
+            {"matrix": matrices, "vector": optax.scale(scalar_factor)},
+            lambda tree: _by_rank(tree, embeddings),
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -196,11 +203,18 @@ def tiger(
         step = at_window_end(step, accumulate_steps=accumulate_steps)
     complete = optax.chain(direction, step)
     if shrink is None:
-        return complete
+        return update_checks.with_params(complete, by="tiger")
     return shrink_nonfinite(complete, shrink=shrink, to_one=shrink_to_one)
 
 
-def _by_rank(tree: Any) -> Any:
+def _by_rank(tree: Any, embeddings: Selector | None) -> Any:
+    if embeddings is not None:
+        chosen = matches(tree, embeddings, name="embeddings")
+        ranks = [
+            jnp.ndim(x) for x, c in zip(jax.tree.leaves(tree), chosen, strict=True) if c
+        ]
+        if ranks and max(ranks) < 2:
+            raise ValueError(f"embeddings {describe(embeddings)} choose no matrix.")
     return jax.tree.map(lambda x: "matrix" if jnp.ndim(x) > 1 else "vector", tree)
 
 
@@ -254,6 +268,9 @@ def mixed_sign(
       advice of Lion's authors.
     """
     checks.chosen(_METHODS, sign=sign)
+    checks.rate(learning_rate=learning_rate)
+    if adam_learning_rate is not None:
+        checks.rate(adam_learning_rate=adam_learning_rate)
     # optax.inject_hyperparams hands them over as one argument of this name.
     options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
@@ -263,4 +280,5 @@ def mixed_sign(
         chosen = select(tree, embeddings)
         return jax.tree.map(lambda is_table: "adam" if is_table else "sign", chosen)
 
-    return optax.partition({"adam": adam, "sign": method}, labels)
+    both = optax.partition({"adam": adam, "sign": method}, labels)
+    return update_checks.with_params(both, by="mixed_sign")

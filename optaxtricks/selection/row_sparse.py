@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core import checks
 from .._core.shardings import typed_sharding
 
 
@@ -50,7 +51,8 @@ class RowSparse:
 
     def __init__(self, indices: Any, values: Any, num_rows: int):
         _check_num_rows(num_rows)
-        indices, values = jnp.asarray(indices), jnp.asarray(values)
+        indices = checks.array(indices=indices)
+        values = checks.array(values=values)
         check_ids(indices, num_rows, what="indices", padding=True)
         _check_floats(values)
         if indices.ndim != 1 or values.ndim < 1 or values.shape[0] != indices.size:
@@ -92,7 +94,7 @@ class RowSparse:
           ([1, 3, 5], [[2.0], [5.0], [0.0]])
         """
         _check_num_rows(num_rows)
-        ids, cotangents = jnp.asarray(ids), jnp.asarray(cotangents)
+        ids, cotangents = checks.array(ids=ids), checks.array(cotangents=cotangents)
         check_ids(ids, num_rows, what="ids", padding=True)
         _check_floats(cotangents)
         if cotangents.shape[: ids.ndim] != ids.shape:

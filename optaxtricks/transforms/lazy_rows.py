@@ -10,9 +10,10 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.paths import is_hole, leaves_with_paths, listing
+from .._core.paths import leaves_with_paths, listing
 from .._core.selectors import Selector, row_matches
 from .._core.shardings import typed_sharding, whole_rows
+from .._core.update_checks import beside_params, same_shapes
 from ..selection.row_sparse import RowSparse, check_ids
 
 Moments = Literal["decay", "freeze"]
@@ -114,9 +115,13 @@ def lazy_rows(
         active_rows: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
+        if params is not None:
+            same_shapes(updates, params, by="lazy_rows", name="params")
         views = _views(updates, tables, moments, active_rows or {})
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
-        held = _in_state(inner, state, views) if moments == "freeze" else _WHOLE
+        held: Any = _WHOLE
+        if moments == "freeze":
+            held = beside_params(inner, state, views, rest=_WHOLE, by="lazy_rows")
         take = lambda views, tree: jax.tree.map(lambda v, x: v.take(x), views, tree)
         proposed, after = inner.update(
             block,
@@ -220,6 +225,9 @@ def _views(
     """For every leaf of the updates, how `inner` is to see it."""
     is_sparse = lambda node: isinstance(node, RowSparse)
     grads, layout = jax.tree.flatten(updates, is_leaf=is_sparse)
+    rows = [g.values if is_sparse(g) else g for g in grads]
+    checks.inexact_leaves(jax.tree.unflatten(layout, rows), by="lazy_rows")
+    grads = [g if is_sparse(g) else jnp.asarray(g) for g in grads]
     # Without the arrays inside a RowSparse, so that it has the path of its table.
     plain = [jax.ShapeDtypeStruct(g.shape, g.dtype) for g in grads]
     shown = jax.tree.unflatten(layout, plain)
@@ -239,25 +247,12 @@ def _views(
     return jax.tree.unflatten(layout, views)
 
 
-def _in_state(
-    inner: optax.GradientTransformation, state: optax.OptState, views: Any
-) -> Any:
-    """For every part of the state, the view of the leaf that it belongs to."""
-    return optax.tree.map_params(
-        inner.init,
-        lambda part, view: part if is_hole(part) else view,
-        state,
-        views,
-        transform_non_params=lambda _: _WHOLE,
-        is_leaf=is_hole,
-    )
-
-
 def _touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
     """A bool for each row."""
     if active is None:
         return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
-    num_rows, active = grad.shape[0], jnp.asarray(active)
+    num_rows = grad.shape[0]
+    active = checks.array(**{f"active_rows[{path!r}]": active})
     if active.dtype == bool:
         if active.shape != (num_rows,):
             raise ValueError(

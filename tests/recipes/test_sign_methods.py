@@ -158,7 +158,7 @@ def test_without_shrinking_nan_comes_through():
         ({"shrink": None, "shrink_to_one": "b"}, "shrink_to_one needs shrink"),
         ({"shrink": 1.0}, "shrink must lie in"),
         ({"rms_floor": -1.0}, "floor must be at least 0"),
-        ({"embeddings": "x"}, "rows 'x' matches no leaf"),
+        ({"embeddings": "x"}, "embeddings 'x' matches no leaf"),
         ({"shrink_to_one": "x"}, "to_one 'x' matches no leaf"),
     ],
     ids=str,
