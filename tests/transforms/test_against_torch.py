@@ -1,6 +1,7 @@
 """Trajectories of other people's optimizers: lion-pytorch, and torch's SparseAdam."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,9 @@ def test_lion_is_lion_pytorch(setting):
     b1, b2, rate, decay = stored("lion", setting, "setting").tolist()
     of = lambda kind: {name: stored("lion", setting, name, kind) for name in LEAVES}
     params = jax.tree.map(jnp.asarray, of("start"))
-    tx = ot.lion(rate, b1, b2, weight_decay=decay)
-    state, grads = tx.init(params), of("grads")
+    tx: Any = ot.lion(rate, b1, b2, weight_decay=decay)
+    state = tx.init(params)
+    grads = of("grads")
     for step in range(len(grads["matrix"])):
         now = jax.tree.map(lambda g, step=step: jnp.asarray(g[step]), grads)
         updates, state = tx.update(now, state, params)
@@ -71,7 +73,7 @@ def as_rows(ids, cotangents):
 def test_frozen_lazy_adam_is_sparse_adam(form):
     rate, epsilon = stored("lazy_adam", "setting").tolist()
     adam = optax.adam(rate, eps=epsilon)
-    tx = ot.lazy_rows(adam, tables="emb", moments="freeze")
+    tx: Any = ot.lazy_rows(adam, tables="emb", moments="freeze")
     params = {"emb": jnp.asarray(stored("lazy_adam", "start"))}
     state = tx.init(params)
     for step, ids in enumerate(stored("lazy_adam", "ids")):
