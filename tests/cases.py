@@ -34,6 +34,8 @@ class Case:
       dtypes: the dtypes of parameters it accepts.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
+      exchange: what devices tell each other where that is not so: "scalars", "rows" (a
+        number or a bit for each row too) or "leaves"; see `tests/collectives.py`.
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
@@ -46,6 +48,7 @@ class Case:
     extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
     dtypes: tuple[str, ...] = ALL_DTYPES
     elementwise: bool = True
+    exchange: str = "scalars"
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
@@ -116,6 +119,7 @@ CASES: dict[str, Case] = {
         ot.compact_entries,
         lambda params: {"inner": _inner(), "mask": entry_mask(params)},
         elementwise=False,
+        exchange="leaves",
         param_shaped=False,
     ),
     "child_tuning_d": Case(
@@ -175,6 +179,7 @@ CASES: dict[str, Case] = {
         inject=("floor",),
         dtypes=REAL_DTYPES,
         elementwise=False,
+        exchange="rows",
         ulps=4,
     ),
     "shrink_nonfinite": Case(
@@ -190,6 +195,7 @@ CASES: dict[str, Case] = {
         ot.lazy_rows,
         lambda params: {"inner": _inner(), "tables": _has_rows},
         elementwise=False,
+        exchange="rows",
     ),
     "lazy_rows_frozen": Case(
         ot.lazy_rows,
@@ -199,6 +205,7 @@ CASES: dict[str, Case] = {
             "moments": "freeze",
         },
         elementwise=False,
+        exchange="rows",
     ),
     "lion": Case(
         ot.lion,
