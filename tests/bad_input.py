@@ -103,6 +103,7 @@ def whole(name: str) -> list[Row]:
     return [
         Row(name, NOT_AN_INT, TypeError, f"{name} must be an int"),
         Row(name, [0, -1, np.int64(-3)], ValueError, f"{name} must be at least 1"),
+        Row(name, [2**31, 10**400], ValueError, f"{name} must be below 2"),
     ]
 
 

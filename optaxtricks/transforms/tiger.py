@@ -20,8 +20,9 @@ class TigerState(NamedTuple):
 
     Attributes:
       mu: the momentum, laid out like the parameters.
-      step: int32 scalar, the number of earlier updates; ``None`` with
-        ``accumulate_steps=1`` and an exponent that is no schedule.
+      step: int32 scalar, the number of earlier updates (when that is full, of a
+        window that comes again and again); ``None`` with ``accumulate_steps=1`` and
+        an exponent that is no schedule.
     """
 
     mu: optax.Updates
@@ -125,10 +126,20 @@ def scale_by_tiger(
         betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
         leaf = lambda g, m: _tiger(g, m, betas, how, place, skip_nonfinite)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_tiger")
-        step = jnp.asarray(optax.safe_increment(step)) if counts else None
+        step = _following(step, k) if counts else None
         return updates, TigerState(mu=mu, step=step)
 
     return transformation(init, update)
+
+
+def _following(step: jax.Array, k: int) -> jax.Array:
+    """The next step; after the last window that int32 can count, that window again.
+
+    Its number stands still, as `optax.safe_increment` would have it, but the place
+    inside the window moves on.
+    """
+    last = np.int32(2**31 - 2**31 % k - 1)
+    return jnp.where(step < last, step + np.int32(1), step + np.int32(1 - k))
 
 
 # Jitted, so that leaves of one shape share one trace, and eager steps round like
