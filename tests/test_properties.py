@@ -179,7 +179,6 @@ def test_entries_outside_the_mask_never_move(
     mask = jax.tree.map(
         lambda leaf: np.random.default_rng(seed).random(leaf.shape) < 0.5, params
     )
-    mask = jax.tree.map(np.asarray, mask)
     tx = ot.child_tuning_d(inner(a), mask)
     state = tx.init(params)
     for step in range(3):
@@ -215,10 +214,9 @@ def test_tigers_window_is_one_step_on_its_mean(
     shapes: Any, beta: float, k: int, a: float
 ) -> None:
     params = grown(shapes)
-    window = ot.scale_by_tiger(beta, accumulate_steps=k, exponent=a)
-    plain = ot.scale_by_tiger(beta, exponent=a)
-    one: Any = window.init(params)
-    other: Any = plain.init(params)
+    window: Any = ot.scale_by_tiger(beta, accumulate_steps=k, exponent=a)
+    plain: Any = ot.scale_by_tiger(beta, exponent=a)
+    one, other, updates = window.init(params), plain.init(params), params
     for start in (0, k):
         grads = [gradients(params, start + i) for i in range(k)]
         for i, now in enumerate(grads):
@@ -232,4 +230,5 @@ def test_tigers_window_is_one_step_on_its_mean(
         seen = lambda tree, clear=clear: jax.tree.map(
             lambda x, c: np.asarray(x)[np.asarray(c)], tree, clear
         )
-        assert_same(jax.tree.map(np.asarray, seen(updates)), seen(want), ulps=2**13)
+        # A power of what is nearly zero has the rounding of many ulps.
+        assert_same(seen(updates), seen(want), ulps=2**13)
