@@ -58,14 +58,16 @@ def linen_block(width: int, layer: int) -> nn.Module:
     return LinenBlock(width)
 
 
-def nnx_ladder(block: Any = NnxBlock, **options: Any) -> ot.nn.SideLadder:
+def nnx_ladder(block: Any = NnxBlock, **options: Any) -> Any:
     """An NNX ladder; `options` replace the sizes of this file."""
-    return ot.nn.SideLadder(block, **{"rngs": nnx.Rngs(0), **SIZES, **options})
+    known: dict[str, Any] = {"rngs": nnx.Rngs(0), **SIZES, **options}
+    return ot.nn.SideLadder(block, **known)
 
 
 def linen_ladder(block: Any = linen_block, **options: Any) -> Any:
     """A Linen ladder; `options` replace the sizes of this file."""
-    return ot.nn.linen.SideLadder(block, **{**SIZES, **options})
+    known: dict[str, Any] = {**SIZES, **options}
+    return ot.nn.linen.SideLadder(block, **known)
 
 
 def taps(

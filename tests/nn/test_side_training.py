@@ -170,8 +170,9 @@ def _compiled(step: Any, state: Any, *data: jax.Array) -> Any:
 
 
 def test_side_filter_is_true_for_side_parameters_only() -> None:
-    model = nnx.Dict(body=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), side=nnx_ladder())
-    model.side.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    ladder, rngs = nnx_ladder(), nnx.Rngs(0)
+    ladder.norm = nnx.BatchNorm(2, rngs=rngs)
+    model = nnx.Dict(body=nnx.Linear(2, 2, rngs=rngs), side=ladder)
     only = ot.nn.side_filter(model, "^side")
     _, chosen, _ = nnx.split(model, only, ...)
     paths = {path for path, _ in nnx.to_flat_state(chosen)}
