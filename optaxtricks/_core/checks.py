@@ -98,6 +98,22 @@ def flag(**named: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
+def loss_function(loss_fn: Any, *, has_aux: Any) -> None:
+    """Rejects what cannot be differentiated, and a flag that is none."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable, got {loss_fn!r}.")
+    flag(has_aux=has_aux)
+
+
+def pair(out: Any) -> tuple[Any, Any]:
+    """What a loss with auxiliary output gave."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(
+            f"with has_aux, loss_fn must give a pair (value, aux), got {type(out)}."
+        )
+    return out
+
+
 def optimizer(**named: Any) -> None:
     """Rejects all but Optax transformations."""
     for name, value in named.items():

@@ -43,15 +43,15 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
 def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     """As `matches`, for a part of the leaves: that all of them match is an error."""
     found, gaps = matches(tree, selector, name=name), holes(tree)
-    paths = listing(path for path, _ in leaves_with_paths(tree))
+    paths = [path for path, _ in leaves_with_paths(tree)]
     if found and all(found):
-        chosen = _predicate(selector, name)
+        chosen = _predicate(selector, paths + gaps, name)
         if not gaps or (
             not callable(selector) and all(_covers(chosen, path) for path in gaps)
         ):
             raise ValueError(
                 f"{name} {describe(selector)} matches every leaf, which leaves nothing "
-                f"frozen. Paths: {paths}."
+                f"frozen. Paths: {listing(paths)}."
             )
     return found
 

@@ -147,7 +147,7 @@ def side_value_and_grad(
       >>> float(value), grads["backbone"], float(grads["side"])
       (30.0, None, 15.0)
     """
-    checks.flag(has_aux=has_aux)
+    checks.loss_function(loss_fn, has_aux=has_aux)
 
     def value_and_grad(params: Any, *args: Any, **kwargs: Any) -> Any:
         proper_matches(params, side, name="side")

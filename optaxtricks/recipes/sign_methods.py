@@ -1,5 +1,6 @@
 """Lion and Tiger, complete, and either of them with Adam on the embeddings."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks
-from .._core.selectors import Selector
-from ..selection import select
+from .._core.selectors import Selector, describe, matches
 from ..transforms import (
     at_window_end,
     scale_by_lion,
@@ -188,7 +188,8 @@ def tiger(
     matrices = optax.chain(optax.add_decayed_weights(weight_decay), *size)
     step = optax.chain(
         optax.partition(
-            {"matrix": matrices, "vector": optax.scale(scalar_factor)}, _by_rank
+            {"matrix": matrices, "vector": optax.scale(scalar_factor)},
+            functools.partial(_by_rank, embeddings),
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -200,8 +201,19 @@ def tiger(
     return shrink_nonfinite(complete, shrink=shrink, to_one=shrink_to_one)
 
 
-def _by_rank(tree: Any) -> Any:
-    return jax.tree.map(lambda x: "matrix" if jnp.ndim(x) > 1 else "vector", tree)
+def _by_rank(embeddings: Selector | None, tree: Any) -> Any:
+    """The label of each leaf; that no matrix is among `embeddings` is an error."""
+    leaves, layout = jax.tree.flatten(tree)
+    labels = ["matrix" if jnp.ndim(x) > 1 else "vector" for x in leaves]
+    if embeddings is not None:
+        found = matches(tree, embeddings, name="embeddings")
+        kinds = {label for label, c in zip(labels, found, strict=True) if c}
+        if kinds == {"vector"}:
+            raise ValueError(
+                f"embeddings {describe(embeddings)} chooses vectors only, which Tiger "
+                "does not scale by their rows."
+            )
+    return jax.tree.unflatten(layout, labels)
 
 
 _METHODS = {"lion": lion, "tiger": tiger}
@@ -221,7 +233,8 @@ def mixed_sign(
     other, until it stands at one over the weight decay. Adam lets it come to rest.
 
     The chain is ``optax.partition`` of ``optax.adam`` on ``embeddings`` and
-    :func:`lion` or :func:`tiger` on the rest.
+    :func:`lion` or :func:`tiger` on the rest. If Tiger accumulates, Adam does so over
+    the same windows, in ``optax.MultiSteps``.
 
     Args:
       learning_rate: of the sign method; a number or a schedule.
@@ -258,9 +271,12 @@ def mixed_sign(
     options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adam, method = optax.adam(rate), _METHODS[sign](learning_rate, **options)
+    if (window := options.get("accumulate_steps", 1)) > 1:
+        adam = optax.MultiSteps(adam, window).gradient_transformation()
 
     def labels(tree: Any) -> Any:
-        chosen = select(tree, embeddings)
-        return jax.tree.map(lambda is_table: "adam" if is_table else "sign", chosen)
+        chosen = matches(tree, embeddings, name="embeddings")
+        names = ["adam" if is_table else "sign" for is_table in chosen]
+        return jax.tree.unflatten(jax.tree.structure(tree), names)
 
     return optax.partition({"adam": adam, "sign": method}, labels)

@@ -103,6 +103,8 @@ def scale_by_tiger(
     mu_dtype = checks.float_dtype(mu_dtype=mu_dtype)
     rule, k = SignRule(exponent, dead_zone), accumulate_steps
     counts = k > 1 or rule.scheduled
+    # After the last window that int32 can number, that one comes again.
+    last = np.int32((2**31 - 1) // k * k - 1)
 
     def init(params: optax.Params) -> TigerState:
         checks.inexact_leaves(params, by="scale_by_tiger", allow_complex=False)
@@ -123,8 +125,8 @@ def scale_by_tiger(
         betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
         leaf = lambda g, m: _tiger(g, m, betas, how, place, skip_nonfinite)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_tiger")
-        step = jnp.asarray(optax.safe_increment(step)) if counts else None
-        return updates, TigerState(mu=mu, step=step)
+        after = jnp.where(step < last, step + np.int32(1), last + np.int32(1 - k))
+        return updates, TigerState(mu=mu, step=after if counts else None)
 
     return transformation(init, update)
 

@@ -1,6 +1,6 @@
 """NNX: RowEmbed is Embed, and its row-sparse gradient is the dense one."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -255,3 +255,27 @@ def test_bad_calls_are_errors() -> None:
     for call in new, lambda ids: gradient(new, ids):
         with pytest.raises(ValueError, match=r"integer"):
             call(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"model must be one nnx.Module, got .*list"):
+        gradient([new, new], jnp.array([1]))
+    with pytest.raises(TypeError, match="loss_fn must be callable, got 3"):
+        ot.nn.row_value_and_grad(cast(Any, 3))
+    with pytest.raises(TypeError, match="has_aux must be True or False"):
+        ot.nn.row_value_and_grad(gradient, has_aux=cast(Any, "yes"))
+    with pytest.raises(TypeError, match=r"must give a pair \(value, aux\)"):
+        ot.nn.row_value_and_grad(lambda model, ids: model(ids).sum(), has_aux=True)(
+            new, jnp.array([1])
+        )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ids_out_of_range_have_no_gradient(compiled: bool) -> None:
+    model = ot.nn.RowEmbed(5, 2, rngs=nnx.Rngs(0))
+
+    def gradient(model: Any, ids: jax.Array) -> Any:
+        loss = lambda model, *, ids: jnp.where(ids[:, None] < 5, model(ids), 0).sum()
+        return ot.nn.row_value_and_grad(loss)(model, ids=ids)[1]
+
+    run = nnx.jit(gradient) if compiled else gradient
+    grads = run(model, jnp.array([50, 1, -1, -9]))
+    table = grads["embedding"].get_value().to_dense()
+    assert table[:, 0].tolist() == [0, 1, 0, 0, 1]

@@ -158,7 +158,8 @@ def test_without_shrinking_nan_comes_through():
         ({"shrink": None, "shrink_to_one": "b"}, "shrink_to_one needs shrink"),
         ({"shrink": 1.0}, "shrink must lie in"),
         ({"rms_floor": -1.0}, "floor must be at least 0"),
-        ({"embeddings": "x"}, "rows 'x' matches no leaf"),
+        ({"embeddings": "x"}, "embeddings 'x' matches no leaf"),
+        ({"embeddings": "b"}, "embeddings 'b' chooses vectors only"),
         ({"shrink_to_one": "x"}, "to_one 'x' matches no leaf"),
     ],
     ids=str,
@@ -185,10 +186,25 @@ def test_mixed_sign_is_adam_there_and_the_sign_method_elsewhere(sign):
         assert_same(mine, {**right, "emb": left["emb"]}, ulps=4)
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_mixed_sign_accumulates_on_both_sides():
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    params = {"emb": jnp.ones((2, 2)), "w": jnp.ones((2, 2))}
+    tx = ot.mixed_sign(rate, embeddings="emb", sign="tiger", accumulate_steps=2)
+    grads = [gradients(params, seed) for seed in range(4)]
+    got, _ = path(tx, params, grads)
+    means = [jax.tree.map(lambda a, b: (a + b) / 2, *grads[i : i + 2]) for i in (0, 2)]
+    want, _ = path(optax.adam(rate), params, means)
+    assert_same(got[0], params)
+    assert_same(got[2], got[1])
+    for mine, right in zip(got[1::2], want, strict=True):
+        np.testing.assert_allclose(mine["emb"], right["emb"], rtol=1e-6)
+
+
 def test_bad_arguments_of_mixed_sign():
     with pytest.raises(ValueError, match="sign must be one of"):
         ot.mixed_sign(0.1, embeddings="emb", sign="adam")
-    with pytest.raises(ValueError, match="'x' matches no leaf"):
+    with pytest.raises(ValueError, match="embeddings 'x' matches no leaf"):
         ot.mixed_sign(0.1, embeddings="x").init(small_tree())
     with pytest.raises(TypeError, match="unknown"):
         ot.mixed_sign(0.1, embeddings="emb", unknown=1)

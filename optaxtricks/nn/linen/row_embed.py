@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ..._core import checks
 from ..._core.paths import leaves_with_paths
 from ..lookups import Tape, active, row_sparse, zero_shifts
 
@@ -105,6 +106,8 @@ def row_value_and_grad(
     Raises:
       ValueError: from the function, a loss that calls no :class:`RowEmbed`, one called
         inside a transformation, or a table that is used in another way.
+      TypeError: an argument of the wrong kind; from the function, a loss that gives no
+        pair for ``has_aux``.
 
     Examples:
       >>> import jax
@@ -117,6 +120,10 @@ def row_value_and_grad(
       >>> grads["embedding"].indices.tolist(), grads["embedding"].values.tolist()
       ([1, 3, 5], [[2.0], [4.0], [0.0]])
     """
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a Linen module, got {model!r}.")
+    checks.loss_function(loss_fn, has_aux=has_aux)
 
     def value_and_grad(params: Any, *args: Any, **kwargs: Any) -> Any:
         # Boxes, such as nn.Partitioned, come back with the gradient's layout.
@@ -136,7 +143,7 @@ def row_value_and_grad(
         def loss(dense: Any, shifts: Any, token: jax.Array) -> Any:
             tape = Tape({path: leaves[path] for path in shifts}, shifts, token)
             out = run(dense, tape)
-            value, aux = out if has_aux else (out, None)
+            value, aux = checks.pair(out) if has_aux else (out, None)
             return value, (aux, tape.ids)
 
         shifts = zero_shifts(trace)
