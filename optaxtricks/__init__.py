@@ -3,6 +3,9 @@
 import importlib
 import types
 
+from .inspection import metrics as metrics
+from .inspection import state_shardings as state_shardings
+from .inspection import summary as summary
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
 from .recipes import lion as lion
@@ -23,12 +26,16 @@ from .transforms import CompactEntriesState as CompactEntriesState
 from .transforms import DropoutState as DropoutState
 from .transforms import KeepEntriesState as KeepEntriesState
 from .transforms import LionState as LionState
+from .transforms import MagmaState as MagmaState
+from .transforms import MonitorGroupsState as MonitorGroupsState
 from .transforms import TigerState as TigerState
 from .transforms import at_window_end as at_window_end
 from .transforms import compact_entries as compact_entries
 from .transforms import gradient_dropout as gradient_dropout
 from .transforms import keep_entries as keep_entries
 from .transforms import lazy_rows as lazy_rows
+from .transforms import magma as magma
+from .transforms import monitor_groups as monitor_groups
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
 from .transforms import scale_by_tiger as scale_by_tiger
@@ -41,6 +48,8 @@ __all__ = [
     "DropoutState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
     "PathLabels",
     "RowSparse",
     "TigerState",
@@ -56,14 +65,19 @@ __all__ = [
     "label_by_path",
     "lazy_rows",
     "lion",
+    "magma",
     "merge",
+    "metrics",
     "mixed_sign",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_tiger",
     "select",
     "shrink_nonfinite",
     "split",
+    "state_shardings",
+    "summary",
     "tiger",
     "top_fraction_mask",
     "update_dropout",
@@ -71,7 +85,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports the room `nn`, which needs Flax, when it is asked for."""
-    if name == "nn":
+    """Imports a room that needs an extra, Flax or Matplotlib, when it is asked for."""
+    if name in ("nn", "plots"):
         return importlib.import_module(f"{__name__}.nn")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
