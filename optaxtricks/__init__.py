@@ -87,5 +87,5 @@ __all__ = [
 def __getattr__(name: str) -> types.ModuleType:
     """Imports a room that needs an extra, Flax or Matplotlib, when it is asked for."""
     if name in ("nn", "plots"):
-        return importlib.import_module(f"{__name__}.nn")
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

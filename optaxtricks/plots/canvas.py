@@ -30,6 +30,9 @@ def finish(ax: Axes, *, xlabel: str, ylabel: str, legend: bool) -> Axes:
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     ax.set_axisbelow(True)
-    if legend:
+    if legend and len(ax.get_legend_handles_labels()[0]) > 3:
+        # Beside the curves, which leave no room for so many.
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    elif legend:
         ax.legend(frameon=False)
     return ax
