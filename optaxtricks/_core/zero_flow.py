@@ -20,7 +20,6 @@ _KEEPS_ZERO = {
     "imag",
     "integer_pow",
     "neg",
-    "optimization_barrier",
     "pad",
     "real",
     "reduce_max",

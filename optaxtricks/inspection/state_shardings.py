@@ -53,15 +53,17 @@ def state_shardings(tx: Any, params: Any) -> Any:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optaxtricks as ot
-      >>> auto = (jax.sharding.AxisType.Auto,)
-      >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=auto)
-      >>> rows = jax.NamedSharding(mesh, jax.P("rows"))
+      >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
+      >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+      >>> rows = NamedSharding(mesh, PartitionSpec("rows"))
       >>> params = {"w": jax.device_put(jnp.ones((8, 4)), rows)}
-      >>> tx = optax.adam(1e-3)
+      >>> tx = optax.scale_by_adam()
       >>> places = ot.state_shardings(tx, params)
-      >>> places[0].mu["w"].spec, places[0].count.spec
-      (PartitionSpec('rows',), PartitionSpec())
+      >>> places.mu["w"].spec == rows.spec, places.count.spec == PartitionSpec()
+      (True, True)
       >>> state = jax.jit(tx.init, out_shardings=places)(params)
+      >>> state.mu["w"].sharding == rows
+      True
     """
     tx = transformation_of(tx)
     placed = {path: _sharding(path, leaf) for path, leaf in leaves_with_paths(params)}

@@ -48,13 +48,13 @@ def summary(tx: Any, params: Any, **extra_args: Any) -> str:
       >>> head = {"b": jnp.ones(2), "w": jnp.ones((8, 2))}
       >>> params = {"emb": jnp.ones((100, 8)), "head": head}
       >>> labels = ot.label_by_path({"^emb": "frozen"}, default="trained")
-      >>> parts = {"frozen": optax.set_to_zero(), "trained": optax.scale_by_adam()}
+      >>> parts = {"frozen": optax.set_to_zero(), "trained": ot.lion(1e-3)}
       >>> print(ot.summary(optax.partition(parts, labels), params))
       path   parameters  trained  state bytes  per parameter
       emb           800        0            0            0.0
-      head           18       18          144            8.0
-      other                                 4
-      total         818       18          148            0.2
+      head           18       18           72            4.0
+      other                                 0
+      total         818       18           72            0.1
     """
     tx = transformation_of(tx)
     abstract = jax.eval_shape(lambda tree: tree, params)

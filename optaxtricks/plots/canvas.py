@@ -19,7 +19,7 @@ def axes_or_new(ax: Any) -> Axes:
     return ax
 
 
-def style(index: int) -> dict[str, str]:
+def style(index: int) -> dict[str, Any]:
     """Colour and dashes of the curve of this number: no two of 28 are alike."""
     colour = COLOURS[index % len(COLOURS)]
     return {"color": colour, "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}

@@ -66,6 +66,7 @@ def monitor_groups(
       - Sums are taken in float32 or wider, counts in integers: exact below
         :math:`2^{40}` entries a label and :math:`2^{32}` entries a row.
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
+      - Differentiable, as if it were not there; the readings are constants.
       - On any sharding no communication but scalars, and one bit a row for leaves
         whose rows are divided over devices. Nothing waits for the device.
 
@@ -169,6 +170,8 @@ def _readings(leaves: list[Any]) -> dict[str, jax.Array]:
 # Jitted, so that leaves of one shape share one trace.
 @jax.jit
 def _totals(leaf: Any) -> Totals:
+    # A reduction of several arrays at once has no derivative, and needs none here.
+    leaf = jax.lax.stop_gradient(leaf)
     if not isinstance(leaf, RowSparse):
         return leaf_totals(jnp.asarray(leaf))
     rows = leaf.summed()

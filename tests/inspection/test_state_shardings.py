@@ -43,16 +43,16 @@ def promotion() -> Any:
         yield
 
 
-@KINDS
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_step_leaves_the_state_where_init_made_it(case: Case, kind: AxisType) -> None:
-    params = _placed(case.params(jnp.float32), _mesh(kind))
+def test_a_step_leaves_the_state_where_init_made_it(case: Case) -> None:
+    mesh = _mesh(AxisType.Auto)
+    params = _placed(case.params(jnp.float32), mesh)
     tx = case.make(params)
     places = ot.state_shardings(tx, params)
     assert jax.tree.structure(places) == jax.tree.structure(tx.init(params))
     state = jax.jit(tx.init, out_shardings=places)(params)
     _assert_at(state, places)
-    grads = _placed(gradients(params), _mesh(kind))
+    grads = _placed(gradients(params), mesh)
     _, after = jax.jit(tx.update)(grads, state, params)
     _assert_at(after, places)
     assert_same(state, tx.init(case.params(jnp.float32)))
@@ -126,7 +126,8 @@ def test_an_init_without_placeholder_or_explicit_axes() -> None:
             raise NotImplementedError
         return {"w": params["w"] * 0}
 
-    tx = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+    update: Any = lambda updates, state, params=None: (updates, state)
+    tx = optax.GradientTransformation(init, update)
     (place,) = jax.tree.leaves(ot.state_shardings(tx, params))
     assert place.spec == PartitionSpec()
     lbfgs = ot.state_shardings(optax.lbfgs(), params)

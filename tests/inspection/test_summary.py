@@ -41,7 +41,7 @@ NONE = {"emb": 0, "head": 0}
 ALL = {"emb": 800, "head": 18}
 LABELS = {"emb": "no", "head": "yes"}
 NO_EMB = {"emb": False, "head": True}
-PARTS = {"no": optax.set_to_zero(), "yes": optax.adam(1e-3)}
+PARTS: Any = {"no": optax.set_to_zero(), "yes": optax.adam(1e-3)}
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 
 import optaxtricks as ot
 
+PLOTS: Any = ot.plots
 DRAW = {
-    "update_rms": lambda **how: ot.plots.update_rms([0.5, 0.25], **how),
-    "active_rows": lambda **how: ot.plots.active_rows([0.5, 0.25], **how),
-    "collapse": lambda **how: ot.plots.collapse([0.5, 0.25], **how),
-    "kept_fraction": lambda **how: ot.plots.kept_fraction({"a": True}, **how),
-    "embedding_drift": lambda **how: ot.plots.embedding_drift(
-        np.ones((9, 2)), 0.5, **how
-    ),
+    "update_rms": lambda **how: PLOTS.update_rms([0.5, 0.25], **how),
+    "active_rows": lambda **how: PLOTS.active_rows([0.5, 0.25], **how),
+    "collapse": lambda **how: PLOTS.collapse([0.5, 0.25], **how),
+    "kept_fraction": lambda **how: PLOTS.kept_fraction({"a": True}, **how),
+    "embedding_drift": lambda **how: PLOTS.embedding_drift(np.ones((9, 2)), 0.5, **how),
 }
 each_plot = pytest.mark.parametrize("draw", DRAW.values(), ids=list(DRAW))
 
@@ -44,22 +43,22 @@ def _lines(ax: Any) -> dict[str, list[float]]:
 
 def test_metrics_of_a_run() -> None:
     history = _history()
-    ax = ot.plots.update_rms(history, steps=[10, 20, 30])
+    ax = PLOTS.update_rms(history, steps=[10, 20, 30])
     assert list(_lines(ax)) == ["updates/emb", "updates/rest"]
     assert _lines(ax)["updates/rest"] == [1.0, 2.0, 3.0]
     assert ax.lines[0].get_xdata().tolist() == [10, 20, 30]
     assert ax.get_yscale() == "linear"  # a zero has no logarithm
-    ax = ot.plots.active_rows(history)
+    ax = PLOTS.active_rows(history)
     assert _lines(ax)["updates/emb"] == [0.0, 25.0, 50.0]
     assert ax.lines[0].get_xdata().tolist() == [0, 1, 2]
 
 
 def test_plain_arrays() -> None:
-    ax = ot.plots.update_rms({"a": np.asarray([1.0, 0.1]), "b": jnp.ones(2)})
+    ax = PLOTS.update_rms({"a": np.asarray([1.0, 0.1]), "b": jnp.ones(2)})
     assert _lines(ax) == {"a": [1.0, 0.1], "b": [1.0, 1.0]}
     assert ax.get_yscale() == "log"
     assert len({line.get_color() for line in ax.lines}) == 2
-    ax = ot.plots.update_rms([3.0, 4.0])
+    ax = PLOTS.update_rms([3.0, 4.0])
     assert ax.lines[0].get_ydata().tolist() == [3.0, 4.0] and ax.get_legend() is None
 
 
@@ -68,7 +67,7 @@ def test_a_collapse_curve_has_both_measures() -> None:
         {"std_ratio": 1.0, "effective_rank": 0.5},
         {"std_ratio": 0.0, "effective_rank": 0.25},
     ]
-    ax = ot.plots.collapse(steps)
+    ax = PLOTS.collapse(steps)
     lines = _lines(ax)
     assert lines["std_ratio"] == [1.0, 0.0] and lines["effective_rank"] == [0.5, 0.25]
 
@@ -79,7 +78,7 @@ def test_bars_of_a_mask() -> None:
         "w": np.asarray([True] * 2),
         "z": False,
     }
-    ax = ot.plots.kept_fraction(mask)
+    ax = PLOTS.kept_fraction(mask)
     assert [bar.get_width() for bar in ax.patches] == [25.0, 100.0, 0.0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["emb", "w", "z"]
     assert ax.lines[0].get_xdata() == [40.0, 40.0]
@@ -90,17 +89,17 @@ def test_bars_of_a_mask() -> None:
 def test_drift_of_rows_by_rank() -> None:
     table = np.zeros((3, 2))
     table[:, 1] = [-1.0, 4.0, 2.0]
-    ax = ot.plots.embedding_drift(table, 0.5)
+    ax = PLOTS.embedding_drift(table, 0.5)
     assert ax.lines[0].get_xdata().tolist() == [1.0, 2.0, 3.0]
     assert ax.lines[0].get_ydata().tolist() == [0.5, 2.0, 1.0]
-    ax = ot.plots.embedding_drift(table, 0.5, counts=[1, 5, 9])
+    ax = PLOTS.embedding_drift(table, 0.5, counts=[1, 5, 9])
     assert ax.lines[0].get_ydata().tolist() == [1.0, 2.0, 0.5]
     assert "frequency" in ax.get_xlabel()
 
 
 def test_groups_of_ranks_hold_every_row_once() -> None:
     size = np.random.default_rng(0).exponential(size=5000)
-    ax = ot.plots.embedding_drift(size[:, None], 1.0)
+    ax = PLOTS.embedding_drift(size[:, None], 1.0)
     medians = ax.lines[0].get_ydata()
     assert len(medians) <= 40
     assert medians[0] == size[0]  # the first rank is a group of its own
@@ -124,7 +123,7 @@ def test_axes_are_the_callers_or_new_and_labelled(draw: Any) -> None:
 
 
 def test_unusable_histories() -> None:
-    rms = ot.plots.update_rms
+    rms = PLOTS.update_rms
     with pytest.raises(ValueError, match=r"no entry that ends in '/rms'.*'loss'"):
         rms([{"loss": 1.0}])
     with pytest.raises(ValueError, match=r"lacks \['a/rms'\] at position 1"):
@@ -140,15 +139,15 @@ def test_unusable_histories() -> None:
     with pytest.raises(TypeError, match=r"history\['a'\] must hold real numbers"):
         rms({"a": ["x"]})
     with pytest.raises(ValueError, match=r"history\['a'\] must lie in \[0, 1\]"):
-        ot.plots.active_rows({"a": [0.5, 1.5]})
+        PLOTS.active_rows({"a": [0.5, 1.5]})
 
 
 def test_unusable_masks_and_tables() -> None:
     with pytest.raises(ValueError, match="mask is empty"):
-        ot.plots.kept_fraction({})
+        PLOTS.kept_fraction({})
     with pytest.raises(TypeError, match="its leaf at 'a' is float32"):
-        ot.plots.kept_fraction({"a": jnp.ones(3)})
-    drift = ot.plots.embedding_drift
+        PLOTS.kept_fraction({"a": jnp.ones(3)})
+    drift = PLOTS.embedding_drift
     with pytest.raises(ValueError, match="table must have 2 axes"):
         drift(np.ones(3), 0.1)
     with pytest.raises(ValueError, match="weight_decay must be positive"):

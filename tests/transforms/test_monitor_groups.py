@@ -166,8 +166,9 @@ def test_more_lookups_than_rows() -> None:
     tx = ot.monitor_groups("all")
     sparse = ot.RowSparse(ids, jnp.ones((5, 2)), 2)
     _, after = tx.update({"t": sparse}, tx.init({"t": jnp.zeros((2, 2))}))
-    assert float(after.readings["updates"]["all"]["zero_fraction"]) == 0
-    assert float(after.readings["updates"]["all"]["max"]) == 3
+    found = ot.metrics(after)
+    assert float(found["updates/all/zero_fraction"]) == 0
+    assert float(found["updates/all/max"]) == 3
 
 
 def test_rows_that_move_without_a_gradient_show() -> None:
@@ -202,6 +203,30 @@ def test_devices_exchange_scalars_and_a_bit_a_row(axes: Any, kind: AxisType) -> 
         assert not length or (dtype == "pred" and axes[1] and int(length) <= 8)
     assert sizes
     assert readings(tx, placed) == pytest.approx(one, rel=1e-6)
+
+
+def test_gradients_pass_through_and_readings_are_constants() -> None:
+    tx = ot.monitor_groups("all")
+    x = values((4, 384), jnp.float32, 2)
+    state = tx.init({"w": x})
+
+    def loss(x: Any) -> Any:
+        updates, after = tx.update({"w": x * x}, state)
+        return updates["w"].sum() + ot.metrics(after)["updates/all/rms"]
+
+    assert_same(jax.grad(loss)(x), 2 * x)
+
+
+def test_the_pass_over_runs_lowers_for_every_platform_and_batches() -> None:
+    tx = ot.monitor_groups("all")
+    updates = {"w": values((3, 4, 384), jnp.float32, 2)}
+    step = lambda updates: ot.metrics(tx.update(updates, tx.init(updates))[1])
+    traced = jax.jit(step).trace(updates)
+    for platform in ("cpu", "cuda", "tpu"):
+        assert traced.lower(lowering_platforms=(platform,)).as_text()
+    batched = jax.vmap(step)(updates)["updates/all/norm"]
+    each = [step({"w": x})["updates/all/norm"] for x in updates["w"]]
+    assert_same(batched, jnp.stack(each), ulps=4)
 
 
 def test_it_takes_little_memory_ahead_of_an_optimizer() -> None:
