@@ -139,22 +139,15 @@ def magma(
         numbers = [jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing)]
         rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
         last, now = last_kept_word(rate), step_words(state.step)
-        rows = zip(
-            leaves,
-            jax.tree.leaves(updates),
-            momenta,
-            state.scores if leaves else (),
-            state.words if leaves else (),
-            strict=True,
-        )
+        held = (state.scores, state.words) if leaves else ((), ())
+        rows = zip(leaves, jax.tree.leaves(updates), momenta, *held, strict=True)
         out = [_leaf(u, g, m, s, w ^ now, last, numbers) for u, g, m, s, w in rows]
-        step = jnp.asarray(optax.safe_increment(state.step))
         return jax.tree.unflatten(layout, [u for u, _, _ in out]), MagmaState(
             inner=after,
             mu=jax.tree.unflatten(mu_layout, [m for _, m, _ in out]),
             scores=tuple(s for _, _, s in out) if leaves else state.scores,
             words=state.words,
-            step=step,
+            step=jnp.asarray(optax.safe_increment(state.step)),
         )
 
     return transformation(init, update)
@@ -187,6 +180,4 @@ def _leaf(
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
     """The real part of the inner product, in float32 or wider."""
-    if jnp.iscomplexobj(x):
-        return jnp.sum(x.real * y.real + x.imag * y.imag)
-    return jnp.sum(x * y)
+    return jnp.sum((x * y.conj()).real)
