@@ -55,11 +55,10 @@ def monitor_groups(
     of any optimizer state. Unlike the state of ``optax.monitor``, this one has its
     final structure from ``init`` on, so it runs in ``jax.lax.scan``.
 
-    On a GPU or TPU the reductions fuse into what computes the updates. XLA's CPU
-    backend reads the updates once more; behind an optimizer, where no array of the
-    updates exists otherwise, it also writes them to temporary memory of the
-    parameters' size. There, place the monitor first, or watch some leaves only, with
-    ``optax.masked``.
+    First in a chain it costs one more reading of the gradients. Behind an optimizer it
+    needs an array of the updates, which a compiled step otherwise does without: XLA's
+    CPU backend then writes one, of the parameters' size, to temporary memory. Where
+    that is too much, put the monitor first, or inside ``optax.masked``.
 
     Guarantees:
       - Updates pass bit for bit.
@@ -67,8 +66,9 @@ def monitor_groups(
         :math:`2^{40}` entries a label and :math:`2^{32}` entries a row.
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
-      - On any sharding no communication but scalars, and one bit a row for leaves
-        whose rows are divided over devices. Nothing waits for the device.
+      - No communication but scalars, and one bit a row for leaves whose rows are
+        divided over devices, into parts of equal length of at least 24 entries.
+        Nothing waits for the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
