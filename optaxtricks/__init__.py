@@ -3,6 +3,9 @@
 import importlib
 import types
 
+from .inspection import metrics as metrics
+from .inspection import state_shardings as state_shardings
+from .inspection import summary as summary
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
 from .recipes import ladder as ladder
@@ -27,12 +30,16 @@ from .transforms import CompactEntriesState as CompactEntriesState
 from .transforms import DropoutState as DropoutState
 from .transforms import KeepEntriesState as KeepEntriesState
 from .transforms import LionState as LionState
+from .transforms import MagmaState as MagmaState
+from .transforms import MonitorGroupsState as MonitorGroupsState
 from .transforms import TigerState as TigerState
 from .transforms import at_window_end as at_window_end
 from .transforms import compact_entries as compact_entries
 from .transforms import gradient_dropout as gradient_dropout
 from .transforms import keep_entries as keep_entries
 from .transforms import lazy_rows as lazy_rows
+from .transforms import magma as magma
+from .transforms import monitor_groups as monitor_groups
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
 from .transforms import scale_by_tiger as scale_by_tiger
@@ -45,6 +52,8 @@ __all__ = [
     "DropoutState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
     "PathLabels",
     "PruneGroup",
     "RowSparse",
@@ -62,8 +71,11 @@ __all__ = [
     "ladder",
     "lazy_rows",
     "lion",
+    "magma",
     "merge",
+    "metrics",
     "mixed_sign",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_tiger",
@@ -71,7 +83,9 @@ __all__ = [
     "shrink_nonfinite",
     "side_value_and_grad",
     "split",
+    "state_shardings",
     "structural_prune",
+    "summary",
     "tiger",
     "top_fraction_mask",
     "update_dropout",
@@ -79,7 +93,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports the room `nn`, which needs Flax, when it is asked for."""
-    if name == "nn":
-        return importlib.import_module(f"{__name__}.nn")
+    """Imports a room that needs an extra, Flax or Matplotlib, when it is asked for."""
+    if name in ("nn", "plots"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

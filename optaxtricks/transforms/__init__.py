@@ -12,6 +12,10 @@ from .keep_entries import keep_entries as keep_entries
 from .lazy_rows import lazy_rows as lazy_rows
 from .lion import LionState as LionState
 from .lion import scale_by_lion as scale_by_lion
+from .magma import MagmaState as MagmaState
+from .magma import magma as magma
+from .monitor_groups import MonitorGroupsState as MonitorGroupsState
+from .monitor_groups import monitor_groups as monitor_groups
 from .param_rms import scale_by_param_rms as scale_by_param_rms
 from .shrink_nonfinite import shrink_nonfinite as shrink_nonfinite
 from .tiger import TigerState as TigerState
@@ -23,12 +27,16 @@ __all__ = [
     "DropoutState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
     "TigerState",
     "at_window_end",
     "compact_entries",
     "gradient_dropout",
     "keep_entries",
     "lazy_rows",
+    "magma",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_tiger",
