@@ -126,7 +126,10 @@ def _reject_ambiguous(batches: Any, name: str) -> None:
 
 
 def _as_array(leaf: Any, path: str, where: str) -> Any:
-    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    try:
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    except ValueError:  # lists of different lengths inside a leaf that is no container
+        array = np.empty((), object)
     if not isinstance(array, jax.Array) and not (
         jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
     ):

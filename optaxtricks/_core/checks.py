@@ -1,5 +1,6 @@
 """Every argument check. Concrete values are examined; traced ones pass unexamined."""
 
+import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -53,6 +54,14 @@ def non_negative(**named: Any) -> None:
             raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
 
 
+def rate(**named: Any) -> None:
+    """Rejects a number below zero or not finite; a schedule or tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=True)
+        if number is not None and not 0.0 <= number < np.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+
+
 def float_dtype(**named: Any) -> Any:
     """The dtype of an argument that names a floating one; None stays None."""
     ((name, value),) = named.items()
@@ -60,7 +69,7 @@ def float_dtype(**named: Any) -> Any:
         return None
     try:
         dtype = jax.dtypes.canonicalize_dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{name} must be a dtype or None, got {value!r}.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be a floating dtype, got {value!r}.")
@@ -87,7 +96,9 @@ def positive_int(**named: Any) -> None:
 def chosen(options: Collection[Any], **named: Any) -> None:
     """Rejects a value that is not one of `options`."""
     for name, value in named.items():
-        if value not in tuple(options):
+        # Not `in` alone: an array has no truth value, and True equals 1.
+        plain = isinstance(value, str | int) and not isinstance(value, bool)
+        if not plain or value not in options:
             raise ValueError(f"{name} must be one of {list(options)}, got {value!r}.")
 
 
@@ -98,13 +109,6 @@ def flag(**named: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def loss_function(loss_fn: Any, *, has_aux: Any) -> None:
-    """Rejects what cannot be differentiated, and a flag that is none."""
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be callable, got {loss_fn!r}.")
-    flag(has_aux=has_aux)
-
-
 def pair(out: Any) -> tuple[Any, Any]:
     """What a loss with auxiliary output gave."""
     if not isinstance(out, tuple) or len(out) != 2:
@@ -112,6 +116,48 @@ def pair(out: Any) -> tuple[Any, Any]:
             f"with has_aux, loss_fn must give a pair (value, aux), got {type(out)}."
         )
     return out
+
+
+def array(**named: Any) -> jax.Array:
+    """The argument as a JAX array, or an error that names it."""
+    ((name, value),) = named.items()
+    try:
+        if value is not None:
+            return jnp.asarray(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name} must be an array of numbers, got {value!r}.")
+
+
+def leaf_mask(**named: Any) -> None:
+    """Rejects all but None, a function, and a tree of bools: Optax's `mask`."""
+    for name, value in named.items():
+        leaves = [] if callable(value) else jax.tree.leaves(value)
+        if bad := [x for x in leaves if not isinstance(x, bool | np.bool_)]:
+            raise TypeError(
+                f"{name} must be None, a function of the parameters or a tree of "
+                f"bools, got the leaf {bad[0]!r}."
+            )
+
+
+def function(**named: Any) -> None:
+    """Rejects what cannot be called."""
+    for name, value in named.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be callable, got {value!r}.")
+
+
+def loss_function(loss_fn: Any, *, has_aux: Any) -> None:
+    """Rejects what cannot be differentiated, and a flag that is none."""
+    function(loss_fn=loss_fn)
+    flag(has_aux=has_aux)
+
+
+def path(**named: Any) -> None:
+    """Rejects all but paths of files and folders."""
+    for name, value in named.items():
+        if not isinstance(value, str | os.PathLike):
+            raise TypeError(f"{name} must be a path, got {value!r}.")
 
 
 def optimizer(**named: Any) -> None:
@@ -137,6 +183,10 @@ def inexact_leaves(
     remedy: str = "optax.masked or optax.partition",
 ) -> None:
     """Rejects integer and Boolean leaves (and complex ones where undefined)."""
+    wanted = jnp.inexact if allow_complex else jnp.floating
+    # NumPy takes None for float64.
+    if all(dtype and jnp.issubdtype(dtype, wanted) for dtype in _dtypes(tree)):
+        return  # without the cost of paths
     for path, leaf in leaves_with_paths(tree):
         dtype = _dtype(path, leaf, by, remedy)
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -173,45 +223,68 @@ def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:
 def scalar(**named: Any) -> None:
     """Rejects what a schedule must not return: all but one number."""
     for name, value in named.items():
-        if value is None or np.ndim(value) != 0:
+        if not _is_real_scalar(value):
             raise ValueError(f"{name} must give a scalar at each step, got {value!r}.")
 
 
 def step_count(**named: Any) -> None:
     """Rejects all but whole numbers in [0, 2**31); a traced one passes."""
     for name, value in named.items():
+        if not _is_real_scalar(value) or _is_floating(value):
+            raise TypeError(f"{name} must be a whole number, got {value!r}.")
         if isinstance(value, jax.core.Tracer):
             continue
-        if isinstance(value, bool) or not _whole_scalar(value):
-            raise TypeError(f"{name} must be a whole number, got {value!r}.")
         if not 0 <= int(value) < 2**31:
             raise ValueError(f"{name} must lie in [0, 2**31), got {value!r}.")
 
 
-def _whole_scalar(value: Any) -> bool:
-    """Whether NumPy sees one integer; asked of the array, as a string names a dtype."""
-    array = np.asarray(value)
-    return array.ndim == 0 and array.dtype.kind in "iu"
+def _is_real_scalar(value: Any) -> bool:
+    """Whether a value is one integer or real number, known or traced."""
+    if isinstance(value, bool | int | float):
+        return not isinstance(value, bool)
+    if not isinstance(value, np.generic | np.ndarray | jax.Array) or value.ndim:
+        return False
+    kinds = jnp.floating, jnp.integer
+    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether a real scalar is no integer."""
+    return isinstance(value, float) or (
+        not isinstance(value, int) and jnp.issubdtype(value.dtype, jnp.floating)
+    )
+
+
+def _dtypes(tree: Any) -> set[Any]:
+    """The dtypes of the leaves; None for what is no array."""
+    leaves = jax.tree.leaves(tree)
+    return {x.dtype if isinstance(x, jax.Array | np.ndarray) else None for x in leaves}
 
 
 def _dtype(path: str, leaf: Any, by: str, remedy: str) -> Any:
+    # A string or a type may name a dtype, and is no array for that.
+    typed = hasattr(leaf, "dtype") and not isinstance(leaf, type)
     try:
-        return jnp.result_type(leaf)
+        if typed or isinstance(leaf, int | float | complex):
+            return jnp.result_type(leaf)
     except TypeError:
-        raise TypeError(
-            f"{by} needs arrays, but the leaf at {path!r} is a {type(leaf).__name__}; "
-            f"leave it out with {remedy}."
-        ) from None
+        pass
+    raise TypeError(
+        f"{by} needs arrays, but the leaf at {path!r} is a {type(leaf).__name__}; "
+        f"leave it out with {remedy}."
+    )
 
 
 def _concrete(name: str, value: Any, *, schedule: bool) -> float | None:
     """The value as a float; None if it is traced or, where allowed, a schedule."""
-    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+    if schedule and callable(value):
         return None
-    wanted = "a number or a schedule" if schedule else "a number"
-    if isinstance(value, bool | str | bytes) or np.ndim(value) != 0:
+    if not _is_real_scalar(value):
+        wanted = "a number or a schedule" if schedule else "a number"
         raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    if isinstance(value, jax.core.Tracer):
+        return None
     try:
         return float(value)
-    except TypeError:
-        raise TypeError(f"{name} must be {wanted}, got {value!r}.") from None
+    except OverflowError:  # an int of Python may be larger than any float
+        return np.inf if value > 0 else -np.inf

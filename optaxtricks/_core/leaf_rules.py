@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from . import checks
+from . import checks, update_checks
 
 Rule = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -16,6 +16,8 @@ def over_leaves(rule: Rule, updates: Any, mu: Any, *, by: str) -> tuple[Any, Any
     # `init` may have seen Flax Variables where `update` sees arrays.
     momenta, kept_layout = jax.tree.flatten(mu)
     checks.same_count(leaves, momenta, by=by)
+    checks.inexact_leaves(updates, by=by, allow_complex=False)
+    update_checks.same_shapes(updates, mu, by=by, name="the state")
     pairs = [rule(u, m) for u, m in zip(leaves, momenta, strict=True)]
     return (
         jax.tree.unflatten(layout, [u for u, _ in pairs]),

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import checks
 from .paths import listing
 
 
-def as_ids(ids: Any) -> jax.Array:
-    """An array of ids; an empty list, which has no dtype to mind, gives integers."""
-    array = jnp.asarray(ids)
+def ids_array(**named: Any) -> jax.Array:
+    """The argument as an array; an empty list, which has no dtype, gives integers."""
+    array = checks.array(**named)
+    (ids,) = named.values()
     return (
         array.astype(jnp.int32) if isinstance(ids, list) and not array.size else array
     )
@@ -56,8 +58,8 @@ def touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
     """A bool for each row of a table: as `active` says or, without it, its gradient."""
     if active is None:
         return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
-    num_rows, active = grad.shape[0], as_ids(active)
-    what = f"active_rows[{path!r}]"
+    num_rows, what = grad.shape[0], f"active_rows[{path!r}]"
+    active = ids_array(**{what: active})
     if active.dtype == bool:
         if active.shape != (num_rows,):
             raise ValueError(

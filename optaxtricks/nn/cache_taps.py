@@ -110,8 +110,9 @@ def cache_taps(
       Transfer Learning <https://arxiv.org/abs/2206.06522>`_ (which runs the backbone
       in every step).
     """
-    if not callable(backbone_fn):
-        raise TypeError(f"backbone_fn must be callable, got {backbone_fn!r}.")
+    checks.function(backbone_fn=backbone_fn)
+    if folder is not None:
+        checks.path(folder=folder)
     if folder is not None and params is None:
         raise ValueError(
             "folder needs params: without them a cache of another checkpoint could not "

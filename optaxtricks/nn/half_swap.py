@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._core import checks
+
 
 def half_swap(x: Any) -> jax.Array:
     r"""Swaps the halves of the last axis.
@@ -35,6 +37,7 @@ def half_swap(x: Any) -> jax.Array:
 
     Raises:
       ValueError: ``x`` is a scalar or d is odd.
+      TypeError: ``x`` is no array.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,7 +48,7 @@ def half_swap(x: Any) -> jax.Array:
     References:
       Su, 2023, kexue.fm archives 9698 (the initial loss) and 9736 (sign methods).
     """
-    x = jnp.asarray(x)
+    x = checks.array(x=x)
     if x.ndim == 0 or x.shape[-1] % 2:
         raise ValueError(
             f"half_swap needs a last axis of even size, got shape {x.shape}."

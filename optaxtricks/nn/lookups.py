@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import errors, nnx
 
+from .._core import checks
 from .._core.row_ids import in_range
 from .._core.shardings import typed_sharding
 from ..selection.row_sparse import RowSparse
@@ -59,8 +60,6 @@ class Tape:
         self, table: jax.Array, ids: jax.Array, *, out_sharding: Any = None
     ) -> jax.Array:
         """Rows of a guarded table as `nnx.Embed` reads them, in the table's dtype."""
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(f"ids must be integers, got {ids.dtype}.")
         if not (self.knows(table) and self._is_same_level()):
             raise ValueError(
                 "row_value_and_grad does not see a look-up inside jit, remat, scan, "
@@ -88,6 +87,14 @@ class Tape:
         except errors.TraceContextError:
             return False
         return True
+
+
+def checked_ids(inputs: Any) -> jax.Array:
+    """What a look-up is given, if it is an array of integers."""
+    ids = checks.array(ids=inputs)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"ids must be integers, got {ids.dtype}.")
+    return ids
 
 
 _ACTIVE: ContextVar[Tape | None] = ContextVar("tape", default=None)

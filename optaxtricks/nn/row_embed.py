@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._core import checks
-from .lookups import Tape, active, row_sparse, zero_shifts
+from .lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
 
 class RowEmbed(nnx.Embed):
@@ -40,6 +40,7 @@ class RowEmbed(nnx.Embed):
     Raises:
       ValueError: when called, ids that are no integers; see also
         :func:`row_value_and_grad`.
+      TypeError: when called, ids that are no array.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -55,6 +56,7 @@ class RowEmbed(nnx.Embed):
 
         Of ``options``, ``nnx.Embed`` knows ``out_sharding``.
         """
+        inputs = checked_ids(inputs)
         tape, table = active(), self.embedding.get_value()
         # A model that is not differentiated, such as a teacher, reads as usual.
         if tape is None or not tape.knows(table):

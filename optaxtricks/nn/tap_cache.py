@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._core import tap_files, tap_manifest
+from .._core import checks, tap_files, tap_manifest
 
 
 class TapCache:
@@ -46,7 +46,9 @@ class TapCache:
 
         Raises:
           ValueError: no cache there, an unfinished one, or a damaged one.
+          TypeError: ``folder`` is no path.
         """
+        checks.path(folder=folder)
         folder = Path(folder)
         manifest = tap_manifest.load(folder)
         if manifest is None:
@@ -65,7 +67,10 @@ class TapCache:
 
     def __getitem__(self, rows: Any) -> Any:
         if not isinstance(rows, slice):
-            rows = np.asarray(rows)
+            try:
+                rows = np.asarray(rows)
+            except ValueError:  # lists of different lengths
+                rows = np.array(None)
             if rows.size == 0:
                 rows = rows.astype(np.intp)
             if rows.dtype.kind not in "iub" or rows.ndim > 1:

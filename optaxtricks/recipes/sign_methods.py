@@ -1,13 +1,12 @@
 """Lion and Tiger, complete, and either of them with Adam on the embeddings."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.selectors import Selector, describe, matches
 from ..transforms import (
     at_window_end,
@@ -56,7 +55,8 @@ def lion(
       A transformation. Its ``update`` needs ``params``.
 
     Raises:
-      ValueError, TypeError: as :func:`scale_by_lion`.
+      ValueError, TypeError: as :func:`scale_by_lion`; also a rate or decay that is
+        negative or no number, and a ``mask`` that is none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -72,7 +72,9 @@ def lion(
       Chen et al., 2023, `Symbolic Discovery of Optimization Algorithms
       <https://arxiv.org/abs/2302.06675>`_ (code: google/automl, ``lion``).
     """
-    return optax.chain(
+    checks.rate(learning_rate=learning_rate, weight_decay=weight_decay)
+    checks.leaf_mask(mask=mask)
+    complete = optax.chain(
         scale_by_lion(
             b1,
             b2,
@@ -84,6 +86,7 @@ def lion(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+    return update_checks.with_params(complete, by="lion")
 
 
 def tiger(
@@ -171,6 +174,8 @@ def tiger(
       Su, 2023, "Tiger: a tight-fisted optimizer", kexue.fm archive 9512 (code:
       bojone/tiger, which shrinks on NaN only and takes no floor).
     """
+    checks.rate(learning_rate=learning_rate, weight_decay=weight_decay)
+    checks.non_negative(scalar_factor=scalar_factor, rms_floor=rms_floor)
     checks.flag(relative=relative)
     if embeddings is not None and not relative:
         raise ValueError("embeddings needs relative=True.")
@@ -189,7 +194,7 @@ def tiger(
     step = optax.chain(
         optax.partition(
             {"matrix": matrices, "vector": optax.scale(scalar_factor)},
-            functools.partial(_by_rank, embeddings),
+            lambda tree: _by_rank(tree, embeddings),
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -197,11 +202,11 @@ def tiger(
         step = at_window_end(step, accumulate_steps=accumulate_steps)
     complete = optax.chain(direction, step)
     if shrink is None:
-        return complete
+        return update_checks.with_params(complete, by="tiger")
     return shrink_nonfinite(complete, shrink=shrink, to_one=shrink_to_one)
 
 
-def _by_rank(embeddings: Selector | None, tree: Any) -> Any:
+def _by_rank(tree: Any, embeddings: Selector | None) -> Any:
     """The label of each leaf; that no matrix is among `embeddings` is an error."""
     leaves, layout = jax.tree.flatten(tree)
     labels = ["matrix" if jnp.ndim(x) > 1 else "vector" for x in leaves]
@@ -209,10 +214,7 @@ def _by_rank(embeddings: Selector | None, tree: Any) -> Any:
         found = matches(tree, embeddings, name="embeddings")
         kinds = {label for label, c in zip(labels, found, strict=True) if c}
         if kinds == {"vector"}:
-            raise ValueError(
-                f"embeddings {describe(embeddings)} chooses vectors only, which Tiger "
-                "does not scale by their rows."
-            )
+            raise ValueError(f"embeddings {describe(embeddings)} choose no matrix.")
     return jax.tree.unflatten(layout, labels)
 
 
@@ -267,6 +269,9 @@ def mixed_sign(
       advice of Lion's authors.
     """
     checks.chosen(_METHODS, sign=sign)
+    checks.rate(learning_rate=learning_rate)
+    if adam_learning_rate is not None:
+        checks.rate(adam_learning_rate=adam_learning_rate)
     # optax.inject_hyperparams hands them over as one argument of this name.
     options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
@@ -279,4 +284,5 @@ def mixed_sign(
         names = ["adam" if is_table else "sign" for is_table in chosen]
         return jax.tree.unflatten(jax.tree.structure(tree), names)
 
-    return optax.partition({"adam": adam, "sign": method}, labels)
+    both = optax.partition({"adam": adam, "sign": method}, labels)
+    return update_checks.with_params(both, by="mixed_sign")

@@ -16,7 +16,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, listing
 
 
 def dropout_mask(
@@ -74,6 +74,8 @@ def dropout_mask(
     checks.scalar(keep_rate=rate)
     last = last_kept_word(rate)
     leaves = leaves_with_paths(tree)
+    if bare := [path for path, leaf in leaves if not hasattr(leaf, "shape")]:
+        raise TypeError(f"tree has leaves without a shape: {listing(bare)}.")
     words = leaf_words(key, [path for path, _ in leaves])
     now = step_words(step)
 

@@ -40,6 +40,7 @@ def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
       {'max_times_decay': 1.0, 'stuck_entries': 0.5, 'stuck_rows': 0.5}
     """
     checks.positive(weight_decay=weight_decay)
+    table = checks.array(table=table)
     checks.inexact_leaves(table, by="embedding_health", allow_complex=False)
     if jnp.ndim(table) == 0 or not jnp.size(table):
         raise ValueError(f"table must have rows, got shape {jnp.shape(table)}.")

@@ -125,7 +125,8 @@ def fisher_information(
       ``where`` leaves out, as in :func:`split`: zeros would take their memory.
 
     Raises:
-      ValueError: an option is out of range or does not go with another; an empty
+      ValueError: an option is out of range or does not go with another; ``params``
+        without leaves; an empty
         or ill-shaped batch; ``log_likelihood`` returns another shape, or numbers
         that are no log-probabilities; a score is not finite (the message names the
         leaf). Under an outer ``jit`` the last two checks are left out.
@@ -156,6 +157,8 @@ def fisher_information(
     _check_options(log_likelihood, labels, per, power, clip_norm, microbatch_size)
     checks.flag(progress=progress)
     leaves, layout = jax.tree.flatten(params)
+    if not leaves:
+        raise ValueError("params has no leaves to score.")
     everything = [True] * len(leaves)
     eligible = everything if where is None else matches(params, where, name="where")
     chosen, rest = halves(leaves, eligible)
@@ -246,8 +249,7 @@ def _check_options(
     clip_norm: float | None,
     microbatch_size: int | None,
 ) -> None:
-    if not callable(log_likelihood):
-        raise TypeError(f"log_likelihood must be callable, got {log_likelihood!r}.")
+    checks.function(log_likelihood=log_likelihood)
     checks.chosen(LABELS, labels=labels)
     checks.chosen(("example", "batch"), per=per)
     checks.chosen((1, 2), power=power)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core import checks
 from .._core.paths import OneLeaf
-from .._core.row_ids import as_ids, check_ids, in_range
+from .._core.row_ids import check_ids, ids_array, in_range
 from .._core.shardings import typed_sharding
 
 # What a map over arrays leaves of this number tells whether it changed the indices.
@@ -63,7 +64,8 @@ class RowSparse(OneLeaf):
 
     def __init__(self, indices: Any, values: Any, num_rows: int):
         _check_num_rows(num_rows)
-        indices, values = as_ids(indices), jnp.asarray(values)
+        indices = ids_array(indices=indices)
+        values = checks.array(values=values)
         check_ids(indices, num_rows, what="indices", padding=True)
         _check_floats(values)
         if indices.ndim != 1 or values.ndim < 1 or values.shape[0] != indices.size:
@@ -105,7 +107,7 @@ class RowSparse(OneLeaf):
           ([1, 3, 5], [[2.0], [5.0], [0.0]])
         """
         _check_num_rows(num_rows)
-        ids, cotangents = as_ids(ids), jnp.asarray(cotangents)
+        ids, cotangents = ids_array(ids=ids), checks.array(cotangents=cotangents)
         check_ids(ids, num_rows, what="ids", padding=True)
         _check_floats(cotangents)
         if cotangents.shape[: ids.ndim] != ids.shape:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 
 
@@ -81,6 +81,7 @@ def at_window_end(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AtWindowEndState]:
+        update_checks.state_of(AtWindowEndState, state, by="at_window_end")
         acts = state.step == final
         proposed, after = inner.update(updates, state.inner, params, **extra_args)
         still = lambda u: jnp.where(acts, u, jnp.zeros((), u.dtype))

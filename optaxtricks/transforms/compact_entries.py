@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.entry_masks import (
     EntryMask,
@@ -128,6 +128,8 @@ def compact_entries(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, CompactEntriesState]:
+        update_checks.state_of(CompactEntriesState, state, by="compact_entries")
+        checks.inexact_leaves(updates, by="compact_entries")
         paths = [path for path, _ in leaves_with_paths(updates)]
         sizes = [positions[path].shape for path in paths if path in positions]
         check_made_with(state.indices, sizes, by="compact_entries")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.counter_hash import (
     GRANULARITIES,
@@ -216,6 +216,8 @@ def _dropout(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DropoutState]:
         del params, extra_args
+        update_checks.state_of(DropoutState, state, by="dropout")
+        checks.inexact_leaves(updates, by="dropout")
         step = jnp.asarray(optax.safe_increment(state.step))
         after = DropoutState(words=state.words, step=step)
         if isinstance(keep_rate, int | float) and keep_rate == 1:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.bit_packing import pack, packed_shape, placed_like, unpack
 from .._core.build import transformation
 from .._core.entry_masks import (
@@ -120,6 +120,8 @@ def keep_entries(
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepEntriesState]:
         del params, extra_args
+        update_checks.state_of(KeepEntriesState, state, by="keep_entries")
+        checks.inexact_leaves(updates, by="keep_entries")
         leaves, structure = jax.tree.flatten(updates)
         entries = layout.entries(updates)
         masked = [entry for entry in entries if not isinstance(entry, bool)]

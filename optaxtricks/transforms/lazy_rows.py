@@ -10,10 +10,11 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.paths import flatten, holes, is_hole, leaves_with_paths
+from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.selectors import Selector, row_matches
 from .._core.shardings import typed_sharding, whole_rows
+from .._core.update_checks import beside_params, same_shapes
 from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
@@ -120,10 +121,14 @@ def lazy_rows(
         active_rows: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
+        if params is not None:
+            same_shapes(updates, params, by="lazy_rows", name="params")
         rows = {} if active_rows is None else active_rows
-        views = _views(updates, params, tables, moments, rows)
+        views = _views(updates, tables, moments, rows)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
-        held = _in_state(inner, state, views) if moments == "freeze" else _WHOLE
+        held: Any = _WHOLE
+        if moments == "freeze":
+            held = beside_params(inner, state, views, rest=_WHOLE, by="lazy_rows")
         take = lambda views, tree: jax.tree.map(lambda v, x: v.take(x), views, tree)
         proposed, after = inner.update(
             block,
@@ -222,48 +227,28 @@ def _has_rows(x: Any, num_rows: int, path: str) -> bool:
 
 
 def _views(
-    updates: optax.Updates,
-    params: optax.Params | None,
-    tables: Selector,
-    moments: Moments,
-    active_rows: Any,
+    updates: optax.Updates, tables: Selector, moments: Moments, active_rows: Any
 ) -> Any:
     """For every leaf of the updates, how `inner` is to see it."""
+    is_sparse = lambda node: isinstance(node, RowSparse)
     grads, layout = flatten(updates)
+    values = [g.values if is_sparse(g) else g for g in grads]
+    checks.inexact_leaves(jax.tree.unflatten(layout, values), by="lazy_rows")
+    grads = [g if is_sparse(g) else jnp.asarray(g) for g in grads]
     flags = row_matches(updates, tables, name="tables")
     paths = [path for path, _ in leaves_with_paths(updates)]
     known = [path for path, flag in zip(paths, flags, strict=True) if flag]
     active_rows = by_path(active_rows, known, holes(updates))
-    shapes = {path: jnp.shape(leaf) for path, leaf in leaves_with_paths(params)}
     views: list[_Whole] = []
     for path, grad, is_table in zip(paths, grads, flags, strict=True):
         if isinstance(grad, RowSparse):
             _check_sparse(path, is_table, moments, active_rows)
-            if (shape := shapes.get(path, grad.shape)) != grad.shape:
-                raise ValueError(
-                    f"the gradient at {path!r} is a RowSparse for a table of shape "
-                    f"{grad.shape}, but the parameter has shape {shape}."
-                )
             views.append(_Block(path, grad.summed()))
         elif is_table:
             views.append(_Masked(path, touched(path, grad, active_rows.get(path))))
         else:
             views.append(_WHOLE)
     return jax.tree.unflatten(layout, views)
-
-
-def _in_state(
-    inner: optax.GradientTransformation, state: optax.OptState, views: Any
-) -> Any:
-    """For every part of the state, the view of the leaf that it belongs to."""
-    return optax.tree.map_params(
-        inner.init,
-        lambda part, view: part if is_hole(part) else view,
-        state,
-        views,
-        transform_non_params=lambda _: _WHOLE,
-        is_leaf=is_hole,
-    )
 
 
 def _check_sparse(path: str, is_table: bool, moments: Moments, active: Any) -> None:

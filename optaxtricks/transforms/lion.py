@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.leaf_rules import over_leaves
 from .._core.signs import SignRule, relaxed_sign
@@ -79,7 +79,8 @@ def scale_by_lion(
       A transformation whose state is a :class:`LionState`.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument out of range; from ``update``, other leaves or shapes
+        than ``init`` saw.
       TypeError: an argument of the wrong kind; from ``init``, an integer or complex
         leaf.
 
@@ -121,6 +122,7 @@ def scale_by_lion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LionState]:
         del params, extra_args
+        update_checks.state_of(LionState, state, by="scale_by_lion")
         betas, how = (b1, b2, 1 - b2, b2 - b1), rule.at(state.step)
         leaf = lambda g, m: _lion(g, m, betas, how, cautious)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_lion")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.selectors import Selector, row_matches
 
@@ -46,7 +46,7 @@ def scale_by_param_rms(
 
     Raises:
       ValueError: ``floor`` is negative; ``rows`` matches no leaf, or a scalar; from
-        ``update``, ``params`` is missing.
+        ``update``, ``params`` is missing or laid out otherwise.
       TypeError: an argument of the wrong kind; from ``init``, an integer or complex
         leaf.
 
@@ -79,8 +79,12 @@ def scale_by_param_rms(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        if params is None:
-            raise ValueError("scale_by_param_rms needs params in update.")
+        update_checks.state_of(optax.EmptyState, state, by="scale_by_param_rms")
+        params = update_checks.given(params, by="scale_by_param_rms")
+        checks.inexact_leaves(updates, by="scale_by_param_rms", allow_complex=False)
+        update_checks.same_shapes(
+            updates, params, by="scale_by_param_rms", name="params"
+        )
         leaves, layout = jax.tree.flatten(updates)
         out = [
             _scaled(u, p, floor, by_row)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.finite import all_finite
 from .._core.selectors import Selector, matches
@@ -79,8 +79,9 @@ def shrink_nonfinite(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError("shrink_nonfinite needs params in update.")
+        params = update_checks.given(params, by="shrink_nonfinite")
+        checks.inexact_leaves(updates, by="shrink_nonfinite")
+        update_checks.same_shapes(updates, params, by="shrink_nonfinite", name="params")
         proposed, state = inner.update(updates, state, params, **extra_args)
         leaves, layout = jax.tree.flatten(proposed)
         out = [

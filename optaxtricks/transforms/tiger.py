@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.finite import all_finite
 from .._core.leaf_rules import over_leaves
@@ -77,7 +77,8 @@ def scale_by_tiger(
       A transformation whose state is a :class:`TigerState`.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument out of range; from ``update``, other leaves or shapes
+        than ``init`` saw.
       TypeError: an argument of the wrong kind; from ``init``, an integer or complex
         leaf.
 
@@ -120,6 +121,7 @@ def scale_by_tiger(
         **extra_args: Any,
     ) -> tuple[optax.Updates, TigerState]:
         del params, extra_args
+        update_checks.state_of(TigerState, state, by="scale_by_tiger")
         step = jnp.zeros((), jnp.int32) if state.step is None else state.step
         place = (step % np.int32(k), k - 1) if k > 1 else None
         betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))

@@ -159,7 +159,7 @@ def test_without_shrinking_nan_comes_through():
         ({"shrink": 1.0}, "shrink must lie in"),
         ({"rms_floor": -1.0}, "floor must be at least 0"),
         ({"embeddings": "x"}, "embeddings 'x' matches no leaf"),
-        ({"embeddings": "b"}, "embeddings 'b' chooses vectors only"),
+        ({"embeddings": "b"}, "embeddings 'b' choose no matrix"),
         ({"shrink_to_one": "x"}, "to_one 'x' matches no leaf"),
     ],
     ids=str,

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from ..._core import checks
 from ..._core.paths import leaves_with_paths
-from ..lookups import Tape, active, row_sparse, zero_shifts
+from ..lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
 __all__ = ["RowEmbed", "row_value_and_grad"]
 
@@ -40,6 +40,7 @@ class RowEmbed(nn.Embed):
     Raises:
       ValueError: when called, ids that are no integers; see also
         :func:`row_value_and_grad`.
+      TypeError: when called, ids that are no array.
 
     Examples:
       >>> import jax
@@ -52,6 +53,7 @@ class RowEmbed(nn.Embed):
 
     def __call__(self, inputs: jax.Array) -> Any:
         """Rows at ``inputs``, integers of any shape, in a new last axis."""
+        inputs = checked_ids(inputs)
         if (tape := active()) is None:
             return super().__call__(inputs)
         rows = tape.look_up(self.embedding, inputs)

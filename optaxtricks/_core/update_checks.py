@@ -1,0 +1,110 @@
+"""Checks of what `update` is given, which name the leaf where it goes wrong."""
+
+from typing import Any
+
+import jax
+import optax
+
+from . import checks
+from .build import transformation
+from .paths import is_hole, nodes_with_paths
+
+
+def same_shapes(updates: Any, known: Any, *, by: str, name: str) -> None:
+    """Rejects updates that do not have the leaves and shapes of the argument `name`."""
+    leaves = jax.tree.leaves(updates, is_leaf=_is_node)
+    others = jax.tree.leaves(known, is_leaf=_is_node)
+    if len(leaves) != len(others):
+        raise ValueError(
+            f"{by} got updates with {len(leaves)} leaves, but {name} with "
+            f"{len(others)}."
+        )
+    shapes = [(_shape(x), _shape(y)) for x, y in zip(leaves, others, strict=True)]
+    if all(shape == other for shape, other in shapes):
+        return  # without the cost of paths
+    # A RowSparse is one leaf, of the shape of its table.
+    plain = jax.tree.map(lambda x: None if is_hole(x) else 0, updates, is_leaf=_is_node)
+    paths = [path for path, _ in nodes_with_paths(plain)]
+    for path, (shape, other) in zip(paths, shapes, strict=True):
+        if shape != other:
+            raise ValueError(
+                f"{by} got an update of {_shown(shape)} at {path!r}, where {name} has "
+                f"{_shown(other)}."
+            )
+
+
+def with_params(
+    tx: optax.GradientTransformation, *, by: str
+) -> optax.GradientTransformationExtraArgs:
+    """The same transformation, but without or unlike parameters are refused at once."""
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> optax.OptState:
+        checks.inexact_leaves(params, by=by, allow_complex=False)
+        return tx.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        params = given(params, by=by)
+        checks.inexact_leaves(updates, by=by, allow_complex=False)
+        same_shapes(updates, params, by=by, name="params")
+        return tx.update(updates, state, params, **extra_args)
+
+    return transformation(init, update)
+
+
+def beside_params(
+    tx: optax.GradientTransformation, state: Any, tree: Any, *, rest: Any, by: str
+) -> Any:
+    """For every part of a state of `tx`, the entry of `tree` for the leaf it is of.
+
+    Parts that belong to no leaf get `rest`.
+    """
+    try:
+        return optax.tree.map_params(
+            tx.init,
+            lambda part, entry: part if is_hole(part) else entry,
+            state,
+            tree,
+            transform_non_params=lambda _: rest,
+            is_leaf=is_hole,
+        )
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{by} needs a state as its init makes it, got "
+            f"{type(state).__name__}; update takes (updates, state, params)."
+        ) from None
+
+
+def state_of(kind: type, state: Any, *, by: str) -> None:
+    """Rejects what is not the state that `by` made."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{by} needs a state of type {kind.__name__}, as its init makes it, got "
+            f"{type(state).__name__}; update takes (updates, state, params)."
+        )
+
+
+def given(params: optax.Params | None, *, by: str) -> optax.Params:
+    """The parameters, or an error if there are none."""
+    if params is None:
+        raise ValueError(f"{by} needs params in update.")
+    return params
+
+
+def _is_node(node: Any) -> bool:
+    """Whether a node is an array, stands for one, or for one that was taken out."""
+    return hasattr(node, "shape") or is_hole(node)
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    """The shape of an array or of what stands for one; numbers have none."""
+    return None if is_hole(leaf) else tuple(getattr(leaf, "shape", ()))
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "no leaf" if shape is None else f"shape {shape}"
