@@ -1,5 +1,6 @@
 """Two learning rates in one optimizer: a predictor at its own, fixed one."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def two_timescale(
     checks.learning_rate(
         learning_rate=learning_rate, fast_learning_rate=fast_learning_rate
     )
-    rates = {
+    rates: dict[Hashable, optax.GradientTransformation] = {
         "fast": optax.scale_by_learning_rate(fast_learning_rate),
         "slow": optax.scale_by_learning_rate(learning_rate),
     }

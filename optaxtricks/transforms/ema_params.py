@@ -137,14 +137,9 @@ def ema_params(
         if params is None:
             raise ValueError("ema_params needs params in update.")
         step, weight = state.step, state.weight
-        share = 1 - _at(decay, step)
+        share, due = 1 - _at(decay, step), _due(step, every)
         if weight is not None:
-            share, weight = _corrected(share, weight)
-        due = True
-        if every > 1:
-            due = (step + 1) % every == 0
-            if weight is not None:
-                weight = jnp.where(due, weight, state.weight)
+            share, weight = _corrected(share, weight, due)
         ema = _over_leaves(state.ema, params, updates, (share, due))
         if step is not None:
             step = jnp.asarray(optax.safe_increment(step))
@@ -214,13 +209,19 @@ def _at(decay: Any, step: Any) -> Any:
     return decay
 
 
+def _due(step: Any, every: int) -> Any:
+    """Whether an update is one to average at."""
+    return True if every == 1 else (step + 1) % every == 0
+
+
 @jax.jit
-def _corrected(share: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _corrected(share: Any, weight: jax.Array, due: Any) -> tuple[jax.Array, jax.Array]:
     """The new parameter's share of a mean of those so far, and the weights' sum."""
     share = jnp.asarray(share, jnp.float32)
-    weight = weight + share * (1 - weight)
+    after = weight + share * (1 - weight)
     # With no weight at all so far there is no mean, and the share is 0 anyway.
-    return share / jnp.where(weight == 0, jnp.ones_like(weight), weight), weight
+    corrected = share / jnp.where(after == 0, jnp.ones_like(after), after)
+    return corrected, jnp.where(due, after, weight)
 
 
 def _over_leaves(ema: Any, params: Any, updates: Any, how: Any) -> Any:
