@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from ..finetune.report import COLOURS, MARKERS
+from .variants import SPEEDS
 
 TITLES = {
     "stop_gradient": "SimSiam",
@@ -79,6 +80,8 @@ def plot(results: dict[str, Any]) -> bytes:
         speeds = [(n, sweeps[n]) for n in BY_SPEED if n in sweeps]
         _draw_ends(row[1], speeds, measure, results)
         row[1].set(xscale="log", xlabel="predictor's rate / encoder's")
+        row[1].set_xticks(SPEEDS, [f"{speed:g}" for speed in SPEEDS])
+        row[1].set_xticks([], minor=True)
         _draw_decays(row[2], sweeps, measure, results)
         row[2].set(xlabel="decay, or its base, of BYOL's target")
         for panel in row:
@@ -90,9 +93,12 @@ def plot(results: dict[str, Any]) -> bytes:
     for row in axes[:2]:
         for panel in row:
             panel.set_ylim(0, 1.02)
-    for panel, columns in ((axes[0][0], 2), (axes[1][1], 1), (axes[1][2], 1)):
+    heads = ("on the way", "speed of the predictor", "target of BYOL")
+    for panel, head in zip(axes[0], heads, strict=True):
+        panel.set_title(head)
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, fontsize=8, ncols=columns)
+            columns = 2 if panel is axes[0][0] else 1
+            panel.legend(frameon=False, fontsize=8, ncols=columns, loc="center right")
     settings = results["settings"]
     figure.suptitle(
         f"SimSiam and BYOL on digits, {settings['steps']} steps: mean and standard "
@@ -157,10 +163,8 @@ def _draw_baselines(panel: Any, measure: str, results: dict[str, Any]) -> None:
     for name, entry in results["baselines"].items():
         level = 100 * entry["linear"]["mean"]
         panel.axhline(level, color="0.35", linestyle=dashes[name], linewidth=1)
+        # At the left edge, where no marker stands.
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (3, 2)}
         panel.annotate(
-            name,
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
+            name, (0, level), textcoords="offset points", fontsize=8, **place
         )
