@@ -41,6 +41,6 @@ def _parser() -> Parser:
     add("--size", choices=tuple(SIZES), default="full")
     add("--sweeps", nargs="+", default=list(SWEEPS), metavar="NAME")
     add("--seeds", type=count, help="runs of each variant (8)")
-    add("--steps", type=count, help="training steps (600), a multiple of 30")
+    add("--steps", type=count, help="training steps (400), a multiple of 20")
     add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
     return parser

@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(16, 8, 16, steps=6, every=3, measured=32, train=100, test=50),
-    "full": Size(128, 64, 128, steps=600, every=30, measured=256, train=1297, test=500),
+    "full": Size(128, 64, 128, steps=400, every=20, measured=256, train=1297, test=500),
 }
 
 Measured = dict[str, jax.Array]
@@ -63,7 +63,6 @@ class Program:
         advance = jax.vmap(run.advance, (None, 0, 0, None))
         advance = jax.vmap(advance, (0, None, 0, None))
         advance = jax.jit(advance, donate_argnums=2)
-        # Compiled here, as settings of JAX do not reach other threads.
         self._advance = advance.lower(*both, carry, jnp.asarray(0)).compile()
         tested = jax.jit(jax.vmap(jax.vmap(run.tested)))
         self._tested = tested.lower(carry[0]).compile()
@@ -71,7 +70,7 @@ class Program:
     def run(self, progress: Callable[[], Any]) -> dict[str, Any]:
         """Trains; arrays of shape (seeds, values), and curves with an axis for time."""
         carry = self._start(self._keys, self._values)
-        untrained = self._tested(carry[0])
+        untrained = jax.device_get(self._tested(carry[0]))
         points = []
         for first in range(0, self._size.steps, self._size.every):
             carry, measured = self._advance(
@@ -83,7 +82,7 @@ class Program:
         return {
             "curves": curves,
             "trained": jax.device_get(self._tested(carry[0])),
-            "untrained": jax.device_get(untrained),
+            "untrained": untrained,
         }
 
 

@@ -34,7 +34,9 @@ def two_timescale(
       inner: an optimizer without a learning rate: ``optax.scale_by_adam()``, not
         ``optax.adam(1e-3)``.
       learning_rate: a number, or a schedule of the step.
-      fast: a selector (see :func:`select`) of the leaves on the fast time scale.
+      fast: a selector (see :func:`select`) of the leaves on the fast time scale. List
+        it in ``static_args`` under ``optax.inject_hyperparams``, which would take a
+        predicate for a schedule.
       fast_learning_rate: their rate; a number, or a schedule of the step.
 
     Returns:

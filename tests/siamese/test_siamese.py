@@ -230,7 +230,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(capsys):
         (["--size", "huge"], "--size: invalid choice: 'huge'"),
         (["--seeds", "0"], "--seeds: must be a positive integer, got '0'"),
         (["--steps", "many"], "--steps: must be a positive integer, got 'many'"),
-        (["--steps", "601"], "--steps: must be a multiple of 30, got 601"),
+        (["--steps", "401"], "--steps: must be a multiple of 20, got 401"),
         (["--sweeps", "stop"], "unknown sweep 'stop'; there are ['stop_gradient'"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],
