@@ -35,7 +35,7 @@ def table(results: dict[str, Any]) -> Table:
     )
     caption = (
         "std, rank: spread and effective rank of the representations, 0 collapsed, 1 "
-        "isotropic; k-NN, linear: accuracy (%) of probes of the features, on random "
+        "isotropic; the rank does not see how small a spread is; k-NN, linear: accuracy (%) of probes of the features, on random "
         "views of images; ± standard error over seeds."
     )
     style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}

@@ -114,6 +114,19 @@ def test_integer_and_boolean_leaves_are_copied_when_an_average_is_taken():
         assert state.ema["unmoved"].tolist() == [7]
 
 
+def test_no_buffer_of_the_parameters_or_updates_is_shared():
+    params = {"w": jnp.ones(50), "count": jnp.arange(50)}
+    updates = {"w": jnp.zeros(50), "count": np.zeros(50, jax.dtypes.float0)}
+    tx = ot.ema_params(0.0)
+    pointers = lambda tree: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
+    for init, update in (tx.init, tx.update), (jax.jit(tx.init), jax.jit(tx.update)):
+        state = init(params)
+        _, after = update(updates, state, params)
+        for average in state.ema, after.ema:
+            assert_same(average, params)
+            assert not pointers(average) & pointers([params, updates["w"]])
+
+
 def test_row_sparse_updates_reach_the_average():
     params = {"emb": jnp.ones((4, 2), jnp.float32)}
     rows = ot.RowSparse(jnp.array([1, 1]), jnp.ones((2, 2)), 4)
