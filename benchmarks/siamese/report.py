@@ -35,8 +35,9 @@ def table(results: dict[str, Any]) -> Table:
     )
     caption = (
         "std, rank: spread and effective rank of the representations, 0 collapsed, 1 "
-        "isotropic; the rank does not see how small a spread is; k-NN, linear: accuracy (%) of probes of the features, on random "
-        "views of images; ± standard error over seeds."
+        "isotropic; the rank does not see how small a spread is; k-NN, linear: "
+        "accuracy (%) of probes of the features, on random views of images; ± standard "
+        "error over seeds."
     )
     style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}
     result = Table(title=title, caption=caption, **style)
