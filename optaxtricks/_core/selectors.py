@@ -41,18 +41,18 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
 
 
 def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
-    """As `matches`, for a part of the leaves: that all of them match is an error."""
+    """As `matches`, for a choice that must leave something over.
+
+    Where Optax masked leaves out, those may be what is left over.
+    """
     found, gaps = matches(tree, selector, name=name), holes(tree)
-    paths = [path for path, _ in leaves_with_paths(tree)]
-    if found and all(found):
-        chosen = _predicate(selector, paths + gaps, name)
-        if not gaps or (
-            not callable(selector) and all(_covers(chosen, path) for path in gaps)
-        ):
-            raise ValueError(
-                f"{name} {describe(selector)} matches every leaf, which leaves nothing "
-                f"frozen. Paths: {listing(paths)}."
-            )
+    paths = [path for path, _ in leaves_with_paths(tree)] + gaps
+    chosen = _predicate(selector, paths, name)
+    rest = callable(selector) or not all(_covers(chosen, path) for path in gaps)
+    if found and all(found) and not (gaps and rest):
+        raise ValueError(
+            f"{name} {describe(selector)} matches every leaf. Paths: {listing(paths)}."
+        )
     return found
 
 

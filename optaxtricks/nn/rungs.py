@@ -62,7 +62,7 @@ class Rungs:
                 f"gate={self.gate!r} and gate_value={self.gate_value!r}."
             )
         if self.gate_value is not None:
-            checks.unit_interval(gate_value=self.gate_value)
+            checks.unit_interval(schedule=False, gate_value=self.gate_value)
             checks.non_negative(gate_value=self.gate_value)  # nor a schedule
 
     def _check_keep(self) -> None:

@@ -7,6 +7,7 @@ from .ladder import side_value_and_grad as side_value_and_grad
 from .sign_methods import lion as lion
 from .sign_methods import mixed_sign as mixed_sign
 from .sign_methods import tiger as tiger
+from .two_timescale import two_timescale as two_timescale
 
 __all__ = [
     "child_tuning_d",
@@ -16,4 +17,5 @@ __all__ = [
     "mixed_sign",
     "side_value_and_grad",
     "tiger",
+    "two_timescale",
 ]
