@@ -206,12 +206,22 @@ class Encoder(nnx.Module):
     def __call__(
         self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
     ) -> jax.Array:
-        hidden = self.embeddings(ids, types, **dropout)
-        lowest = jnp.finfo(hidden.dtype).min
-        bias = jnp.where(mask[:, None, None, :], 0.0, lowest).astype(hidden.dtype)
+        return self.taps(ids, types, mask, **dropout)[-1]
+
+    def taps(
+        self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
+    ) -> list[jax.Array]:
+        """The embeddings, then the hidden states after every layer."""
+        states = [self.embeddings(ids, types, **dropout)]
+        bias = attention_bias(mask, states[0].dtype)
         for layer in self.layers:
-            hidden = layer(hidden, bias, **dropout)
-        return hidden
+            states.append(layer(states[-1], bias, **dropout))
+        return states
+
+
+def attention_bias(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """What is added to attention scores, so that no token sees padding."""
+    return jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)
 
 
 class Classifier(nnx.Module):
@@ -225,7 +235,10 @@ class Classifier(nnx.Module):
     def __call__(
         self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
     ) -> jax.Array:
-        hidden = self.encoder(ids, types, mask, **dropout)
+        return self.classify(self.encoder(ids, types, mask, **dropout), mask, **dropout)
+
+    def classify(self, hidden: jax.Array, mask: jax.Array, **dropout: Any) -> jax.Array:
+        """Class scores of hidden states."""
         weights = mask.astype(hidden.dtype)
         pooled = jnp.einsum("bld,bl->bd", hidden, weights)
         pooled = pooled / weights.sum(axis=-1, keepdims=True)
