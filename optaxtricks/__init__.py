@@ -5,8 +5,10 @@ import types
 
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
+from .recipes import ladder as ladder
 from .recipes import lion as lion
 from .recipes import mixed_sign as mixed_sign
+from .recipes import side_value_and_grad as side_value_and_grad
 from .recipes import tiger as tiger
 from .selection import PathLabels as PathLabels
 from .selection import RowSparse as RowSparse
@@ -54,6 +56,7 @@ __all__ = [
     "gradient_dropout",
     "keep_entries",
     "label_by_path",
+    "ladder",
     "lazy_rows",
     "lion",
     "merge",
@@ -63,6 +66,7 @@ __all__ = [
     "scale_by_tiger",
     "select",
     "shrink_nonfinite",
+    "side_value_and_grad",
     "split",
     "tiger",
     "top_fraction_mask",

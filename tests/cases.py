@@ -60,6 +60,11 @@ def _has_rows(path: str, leaf: Any) -> bool:
     return jnp.ndim(leaf) > 0
 
 
+def _is_matrix(path: str, leaf: Any) -> bool:
+    """A selector of some leaves, not all, of every tree."""
+    return jnp.ndim(leaf) > 1
+
+
 def _inner() -> optax.GradientTransformationExtraArgs:
     """An optimizer with a state, whose products are exact, fused or not."""
     return optax.sgd(0.5, momentum=0.5)
@@ -134,6 +139,20 @@ CASES: dict[str, Case] = {
         ot.child_tuning_f,
         lambda params: {"inner": _inner(), "keep_rate": 0.7, "key": 5},
         inject=("keep_rate",),
+    ),
+    "ladder": Case(
+        ot.ladder,
+        lambda params: {"inner": _inner(), "side": _is_matrix},
+        # Under Auto axes XLA replicates the zeros, unless a parameter is added to them.
+        elementwise=False,
+    ),
+    "ladder_decayed": Case(
+        ot.ladder,
+        lambda params: {
+            "inner": optax.chain(optax.add_decayed_weights(0.5), _inner()),
+            "side": _is_matrix,
+        },
+        elementwise=False,
     ),
     "scale_by_lion": Case(
         ot.scale_by_lion, inject=("b1", "b2"), dtypes=REAL_DTYPES, ulps=4

@@ -38,6 +38,22 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     return found
 
 
+def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
+    """As `matches`, for a part of the leaves: that all of them match is an error."""
+    found, gaps = matches(tree, selector, name=name), holes(tree)
+    paths = listing(path for path, _ in leaves_with_paths(tree))
+    if found and all(found):
+        chosen = _predicate(selector, name)
+        if not gaps or (
+            not callable(selector) and all(_covers(chosen, path) for path in gaps)
+        ):
+            raise ValueError(
+                f"{name} {describe(selector)} matches every leaf, which leaves nothing "
+                f"frozen. Paths: {paths}."
+            )
+    return found
+
+
 def row_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     """As `matches`, for leaves that must have rows: a scalar is an error."""
     found = matches(tree, selector, name=name)

@@ -11,5 +11,14 @@ from . import linen as linen
 from .half_swap import half_swap as half_swap
 from .row_embed import RowEmbed as RowEmbed
 from .row_embed import row_value_and_grad as row_value_and_grad
+from .side_filter import side_filter as side_filter
+from .side_ladder import SideLadder as SideLadder
 
-__all__ = ["RowEmbed", "half_swap", "linen", "row_value_and_grad"]
+__all__ = [
+    "RowEmbed",
+    "SideLadder",
+    "half_swap",
+    "linen",
+    "row_value_and_grad",
+    "side_filter",
+]

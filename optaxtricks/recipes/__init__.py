@@ -2,6 +2,8 @@
 
 from .child_tuning import child_tuning_d as child_tuning_d
 from .child_tuning import child_tuning_f as child_tuning_f
+from .ladder import ladder as ladder
+from .ladder import side_value_and_grad as side_value_and_grad
 from .sign_methods import lion as lion
 from .sign_methods import mixed_sign as mixed_sign
 from .sign_methods import tiger as tiger
@@ -9,7 +11,9 @@ from .sign_methods import tiger as tiger
 __all__ = [
     "child_tuning_d",
     "child_tuning_f",
+    "ladder",
     "lion",
     "mixed_sign",
+    "side_value_and_grad",
     "tiger",
 ]

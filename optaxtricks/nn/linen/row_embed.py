@@ -1,4 +1,4 @@
-"""The same for Linen: an embedding, and a gradient of the rows that it looked up."""
+"""A Linen embedding, and a gradient of the rows that it looked up."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .._core.paths import leaves_with_paths
-from .lookups import Tape, active, row_sparse, zero_shifts
+from ..._core.paths import leaves_with_paths
+from ..lookups import Tape, active, row_sparse, zero_shifts
 
 __all__ = ["RowEmbed", "row_value_and_grad"]
 
