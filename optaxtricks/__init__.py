@@ -11,6 +11,7 @@ from .recipes import mixed_sign as mixed_sign
 from .recipes import side_value_and_grad as side_value_and_grad
 from .recipes import tiger as tiger
 from .selection import PathLabels as PathLabels
+from .selection import PruneGroup as PruneGroup
 from .selection import RowSparse as RowSparse
 from .selection import dropout_mask as dropout_mask
 from .selection import embedding_health as embedding_health
@@ -19,6 +20,7 @@ from .selection import label_by_path as label_by_path
 from .selection import merge as merge
 from .selection import select as select
 from .selection import split as split
+from .selection import structural_prune as structural_prune
 from .selection import top_fraction_mask as top_fraction_mask
 from .transforms import AtWindowEndState as AtWindowEndState
 from .transforms import CompactEntriesState as CompactEntriesState
@@ -44,6 +46,7 @@ __all__ = [
     "KeepEntriesState",
     "LionState",
     "PathLabels",
+    "PruneGroup",
     "RowSparse",
     "TigerState",
     "at_window_end",
@@ -68,6 +71,7 @@ __all__ = [
     "shrink_nonfinite",
     "side_value_and_grad",
     "split",
+    "structural_prune",
     "tiger",
     "top_fraction_mask",
     "update_dropout",

@@ -9,10 +9,13 @@ from .row_sparse import RowSparse as RowSparse
 from .selectors import merge as merge
 from .selectors import select as select
 from .selectors import split as split
+from .structural_prune import PruneGroup as PruneGroup
+from .structural_prune import structural_prune as structural_prune
 from .top_fraction import top_fraction_mask as top_fraction_mask
 
 __all__ = [
     "PathLabels",
+    "PruneGroup",
     "RowSparse",
     "dropout_mask",
     "embedding_health",
@@ -21,5 +24,6 @@ __all__ = [
     "merge",
     "select",
     "split",
+    "structural_prune",
     "top_fraction_mask",
 ]
