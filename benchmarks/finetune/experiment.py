@@ -1,6 +1,7 @@
 """Which runs a comparison needs, and the store of those already finished."""
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -65,7 +66,7 @@ class Store:
     def get(self, run: Run, train: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
         """The record of a run, training it if it is not there yet."""
         if (record := self.find(run)) is None:
-            record = {**dataclasses.asdict(run), **train(run)}
+            record = {**dataclasses.asdict(run), "date": _today(), **train(run)}
             write_atomically(self.path(run), json.dumps(record, indent=1).encode())
         return record
 
@@ -82,6 +83,10 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def environment() -> dict[str, Any]:

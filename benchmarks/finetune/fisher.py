@@ -48,7 +48,9 @@ class Fisher:
                 name: Derived(
                     mask=recipe.mask and recipe.mask(scores),
                     start=recipe.start
-                    and recipe.start(self._problem.config, self._problem.encoder, scores),
+                    and recipe.start(
+                        self._problem.config, self._problem.encoder, scores
+                    ),
                 )
                 for name, recipe in self._recipes.items()
             }

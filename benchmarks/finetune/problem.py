@@ -131,9 +131,7 @@ class Problem:
 
         examples: Any = self.train
         texts = {name: examples[:][name] for name in TEXTS}
-        cache = ot.nn.cache_taps(
-            taps, texts, params=self.encoder, batch_size=TAP_BATCH
-        )
+        cache = ot.nn.cache_taps(taps, texts, params=self.encoder, batch_size=TAP_BATCH)
         return dataclasses.replace(self, train=TappedExamples(examples, cache))
 
 

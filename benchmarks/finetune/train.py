@@ -125,12 +125,13 @@ class Program:
         seed: int,
         evaluate: Callable[[Any], float],
         evaluations: int,
-        derived: Derived = Derived(),
+        derived: Derived | None = None,
         advance: Callable[[], None] = lambda: None,
     ) -> tuple[Any, dict[str, Any]]:
         """Trains once. Returns the trained parameters and the run's record."""
-        started, problem, mask = time.perf_counter(), self.problem, derived.mask
-        params = overlay(problem.initial(seed), _copied(derived.start))
+        started, problem = time.perf_counter(), self.problem
+        mask, start = (derived.mask, derived.start) if derived else (None, None)
+        params = overlay(problem.initial(seed), _copied(start))
         trained = self._recipe.trained(params, mask)
         tx = self.transformation(learning_rate, jax.random.key(seed), mask)
         state = tx.init(params)
@@ -152,7 +153,9 @@ class Program:
                 curve.append([count + 1, evaluate(ot.merge(tuned, frozen))])
             advance()
         costs["peak_temporary_bytes"] = step.memory_analysis().temp_size_in_bytes
-        costs["step_ms"] = 1e3 * statistics.median(times)
+        seconds = statistics.median(times)
+        costs["step_ms"] = 1e3 * seconds
+        costs["epoch_seconds"] = seconds * len(problem.train) / problem.batch_size
         costs["caching_seconds"] = self._caching_seconds
         costs["seconds"] = time.perf_counter() - started
         result = {"accuracy": curve[-1][1], "curve": curve, "train_loss": _last(losses)}
