@@ -54,6 +54,8 @@ def ladder(
       - The side leaves move as under ``inner`` alone.
       - A frozen leaf has no state and an update of exact zeros, of its own layout, also
         where its gradient is ``None``. It may have any dtype.
+      - A compiled step with donated buffers hands frozen parameters on as they are,
+        without reading or copying them for the update.
       - If all of the gradient is given, but nothing outside reads it, the compiled step
         has no backward pass of the backbone.
 
