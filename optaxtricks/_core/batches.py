@@ -70,20 +70,32 @@ def checked_batches(
         raise ValueError(f"{name} is empty: at least one batch is needed.")
 
 
-def with_progress(stream: Iterable[Any], description: str) -> Iterable[Any]:
+def with_progress(
+    stream: Iterable[Any],
+    description: str,
+    *,
+    total: int | None = None,
+    live_only: bool = False,
+) -> Iterable[Any]:
     """The same stream behind a progress bar on the terminal.
+
+    Where nothing is redrawn, as in a log file, one line stands at the end, and none
+    at all with `live_only`.
 
     Raises:
       ImportError: rich is not installed.
     """
     try:
+        from rich import get_console
         from rich.progress import track
     except ImportError:
         raise ImportError(
             "progress=True needs rich; install it with "
             "`pip install 'optaxtricks[demo]'` or leave progress off."
         ) from None
-    return track(stream, description=description)
+    console = get_console()
+    silent = live_only and not (console.is_terminal or console.is_jupyter)
+    return track(stream, description=description, total=total, disable=silent)
 
 
 def _is_array(node: Any) -> bool:

@@ -1,0 +1,88 @@
+"""Taps of a whole data set, looked up by example."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._core import tap_files, tap_manifest
+
+
+class TapCache:
+    """The taps of each example of a data set, made by :func:`cache_taps`.
+
+    ``cache[rows]`` gives the taps of some examples, in the containers in which the
+    backbone gave them, as NumPy arrays with a leading axis for ``rows``: a slice (the
+    arrays are then views), integers or bools in one axis (copies), or one integer
+    (without the axis). Examples count from 0 in the order of the data; ``len(cache)``
+    is their number, and iteration gives the taps of one after the other. Arrays are
+    read-only where they are views of the cache.
+
+    Examples:
+      >>> import numpy as np
+      >>> import optaxtricks as ot
+      >>> cache = ot.nn.cache_taps(lambda x: (x + 1, -x), np.arange(4.0))
+      >>> len(cache), [tap.tolist() for tap in cache[np.array([3, 1])]]
+      (4, [[4.0, 2.0], [-3.0, -1.0]])
+    """
+
+    def __init__(self, arrays: list[np.ndarray], structure: Any):
+        self._arrays, self._structure = arrays, structure
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> "TapCache":
+        """Opens a finished cache without backbone, parameters or data.
+
+        Args:
+          folder: as given to :func:`cache_taps`.
+          verify: read everything once and compare checksums. Without it only the
+            sizes of the files are looked at.
+
+        Returns:
+          The cache, as read-only memory maps.
+
+        Raises:
+          ValueError: no cache there, an unfinished one, or a damaged one.
+        """
+        folder = Path(folder)
+        manifest = tap_manifest.load(folder)
+        if manifest is None:
+            raise ValueError(f"folder {str(folder)!r} holds no cache of taps.")
+        if not manifest.complete:
+            raise ValueError(
+                f"the cache in {str(folder)!r} is unfinished: {manifest.rows} of "
+                f"{manifest.examples} examples. Call cache_taps again to go on."
+            )
+        tap_files.verify(folder, manifest, checksums=verify)
+        arrays = tap_files.arrays(folder, manifest)
+        return cls(arrays, tap_manifest.structure_of(manifest.layout))
+
+    def __len__(self) -> int:
+        return len(self._arrays[0])
+
+    def __getitem__(self, rows: Any) -> Any:
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            if rows.size == 0:
+                rows = rows.astype(np.intp)
+            if rows.dtype.kind not in "iub" or rows.ndim > 1:
+                raise TypeError(
+                    "rows of a TapCache must be a slice, an int, or a list or array of "
+                    f"ints or bools in one axis, got {rows!r}."
+                )
+        return jax.tree.unflatten(self._structure, [tap[rows] for tap in self._arrays])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        taps = ", ".join(f"{tap.dtype}{list(tap.shape)}" for tap in self._arrays)
+        return f"TapCache({taps}; {tap_files.size_text(self.nbytes)})"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all taps of all examples."""
+        return sum(tap.nbytes for tap in self._arrays)
