@@ -167,10 +167,15 @@ class Attention(nnx.Module):
         query, key, value = (
             layer(x).reshape(split) for layer in (self.query, self.key, self.value)
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+        return self.output(self.mix(query, key, value, bias).reshape(x.shape))
+
+    def mix(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Means of the values, weighted by the softmax of the scores."""
+        scores = jnp.einsum("...qhd,...khd->...hqk", query, key)
         weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5 + bias, axis=-1)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
+        return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
 
 class Layer(nnx.Module):

@@ -64,6 +64,7 @@ def _entry(runs: Records) -> dict[str, Any]:
         "accuracies": accuracies,
         "accuracy": {"mean": mean, "standard_error": error},
         "curve": _curve(runs),
+        "first_epoch_loss": _loss(runs),
         "trained_parameters": first["trained_parameters"],
         "optimizer_state_bytes": first["optimizer_state_bytes"],
         "peak_temporary_bytes": max(r["peak_temporary_bytes"] for r in runs),
@@ -72,6 +73,15 @@ def _entry(runs: Records) -> dict[str, Any]:
         "epoch_seconds": min(r["epoch_seconds"] for r in runs),
         "caching_seconds": first["caching_seconds"],
     }
+
+
+def _loss(runs: Records) -> dict[str, Any] | None:
+    """Mean and standard error; None where a run diverged."""
+    losses = [r["first_epoch_loss"] for r in runs]
+    if None in losses:
+        return None
+    mean, error = mean_and_error(losses)
+    return {"mean": mean, "standard_error": error}
 
 
 def _curve(runs: Records) -> list[dict[str, Any]]:

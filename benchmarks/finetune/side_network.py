@@ -8,10 +8,32 @@ from flax import nnx
 
 import optaxtricks as ot
 
-from .encoder import Classifier, EncoderConfig, Layer, attention_bias
+from .encoder import Attention, Classifier, EncoderConfig, Layer, attention_bias
 from .errors import InputError
 
 REDUCTION = 8
+
+
+class SideAttention(Attention):
+    """Attention example by example, with scores computed again for the backward pass.
+
+    A side network has as many heads as its encoder, hence as many attention scores.
+    Kept, they would be most of a ladder's memory; at its width they cost little.
+    """
+
+    def mix(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        one = jax.checkpoint(lambda example: Attention.mix(self, *example))
+        return jax.lax.map(one, (query, key, value, bias))
+
+
+class SideLayer(Layer):
+    """A layer with that attention."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.attention = SideAttention(config, rngs=rngs)
 
 
 class LadderClassifier(Classifier):
@@ -24,7 +46,7 @@ class LadderClassifier(Classifier):
         super().__init__(config, num_classes, rngs=rngs)
         narrow = side_config(config)
         self.side = ot.nn.SideLadder(
-            lambda width, layer, *, rngs: Layer(narrow, rngs=rngs),
+            lambda width, layer, *, rngs: SideLayer(narrow, rngs=rngs),
             width=config.hidden_size,
             num_layers=config.num_hidden_layers,
             reduction=REDUCTION,

@@ -87,6 +87,14 @@ class Program:
         self._caching_seconds = time.perf_counter() - started
         return tapped
 
+    def initial(self, seed: int, start: Any = None) -> Any:
+        """What training starts from; `start` replaces some of the fresh leaves."""
+        params = self._plain.initial(seed)
+        # New buffers, as steps donate them.
+        return (
+            params if start is None else overlay(params, jax.tree.map(jnp.array, start))
+        )
+
     def transformation(self, peak: Any, key: Any, mask: Any) -> Any:
         """The recipe's chain; `peak` may be traced, so that a grid compiles once."""
         schedule = warm_up_then_decay(peak, self._plain.steps)
@@ -131,7 +139,7 @@ class Program:
         """Trains once. Returns the trained parameters and the run's record."""
         started, problem = time.perf_counter(), self.problem
         mask, start = (derived.mask, derived.start) if derived else (None, None)
-        params = overlay(problem.initial(seed), _copied(start))
+        params = self.initial(seed, start)
         trained = self._recipe.trained(params, mask)
         tx = self.transformation(learning_rate, jax.random.key(seed), mask)
         state = tx.init(params)
@@ -158,20 +166,22 @@ class Program:
         costs["epoch_seconds"] = seconds * len(problem.train) / problem.batch_size
         costs["caching_seconds"] = self._caching_seconds
         costs["seconds"] = time.perf_counter() - started
-        result = {"accuracy": curve[-1][1], "curve": curve, "train_loss": _last(losses)}
+        result = {
+            "accuracy": curve[-1][1],
+            "curve": curve,
+            "train_loss": _mean(losses[-max(1, len(losses) // 10) :]),
+            "first_epoch_loss": _mean(
+                losses[: len(problem.train) // problem.batch_size]
+            ),
+        }
         return ot.merge(tuned, frozen), {**result, **costs}
-
-
-def _copied(start: Any) -> Any:
-    """New buffers, as steps donate them; nothing is an empty tree."""
-    return {} if start is None else jax.tree.map(jnp.array, start)
 
 
 def _bytes(state: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
-def _last(losses: list[float]) -> float | None:
-    """Mean over the last tenth; None after divergence, which JSON cannot write."""
-    mean = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+def _mean(losses: list[float]) -> float | None:
+    """None after divergence, which JSON cannot write."""
+    mean = statistics.fmean(losses)
     return mean if math.isfinite(mean) else None
