@@ -21,7 +21,8 @@ from .stdlib_sources import (
 )
 
 LARGEST = 50  # functions of a module
-TRAIN, DEV = 1000, 400  # functions; each makes two rows
+TRAIN, DEV = 1000, 400  # functions at most; each makes two rows
+DEV_SHARE = 0.3
 # Characters. What is longer would be cut off where a batch has room for it.
 SHORTEST_TEXT, SHORTEST_BODY, LONGEST = 30, 60, 300
 
@@ -35,15 +36,13 @@ def pair_task(root: pathlib.Path | None = None) -> tuple[Rows, Rows]:
     common and not for what a module's names are.
     """
     modules = _pairs_by_module(root or library())
-    train, dev, taken = [], [], 0
+    room = min(DEV, DEV_SHARE * sum(map(len, modules.values())))
+    train, dev = [], []
     for module in sorted(modules, key=order):
-        pairs = modules[module]
-        if taken + len(pairs) <= DEV:
-            dev += _rows(pairs)
-            taken += len(pairs)
-        else:
-            train += _rows(pairs)
-    required(train)
+        rows = _rows(modules[module])
+        fits = len(dev) + len(rows) <= 2 * room
+        (dev if fits else train).extend(rows)
+    required(train and dev)
     return train[: 2 * TRAIN], dev
 
 
@@ -53,14 +52,13 @@ def _pairs_by_module(root: pathlib.Path) -> dict[str, list[Pair]]:
         module: [pair for source in files for pair in _pairs(source)]
         for module, files in sources(root).items()
     }
+    # With a docstring of two bodies, or a body of two docstrings, "other" is wrong.
     owners = collections.Counter(
         part for pairs in found.values() for pair in pairs for part in pair
     )
     chosen = {}
     for module, pairs in found.items():
-        # With a docstring of two bodies, or a body of two docstrings, "other" is
-        # wrong.
-        own = [pair for pair in pairs if owners[pair[0]] == owners[pair[1]] == 1]
+        own = [p for p in pairs if owners[p[0]] == owners[p[1]] == 1 and _fits(*p)]
         if len(own) >= 2:
             chosen[module] = sorted(own, key=lambda pair: order(pair[1]))[:LARGEST]
     return chosen
@@ -68,11 +66,17 @@ def _pairs_by_module(root: pathlib.Path) -> dict[str, list[Pair]]:
 
 def _pairs(source: bytes) -> Iterator[Pair]:
     for node, text in documented(source):
-        if isinstance(node, Function) and SHORTEST_TEXT <= len(text) <= LONGEST:
+        if isinstance(node, Function):
             body = " ".join(ast.unparse(part) for part in node.body[1:])
-            body = " ".join(body.split())
-            if SHORTEST_BODY <= len(body) <= LONGEST and text not in body:
-                yield text, body
+            yield text, " ".join(body.split())
+
+
+def _fits(text: str, body: str) -> bool:
+    return (
+        SHORTEST_TEXT <= len(text) <= LONGEST
+        and SHORTEST_BODY <= len(body) <= LONGEST
+        and text not in body
+    )
 
 
 def _rows(pairs: list[Pair]) -> Rows:
