@@ -16,9 +16,9 @@ import jax
 
 from .fingerprint import fingerprint
 from .fisher import FISHER_EXAMPLES
-from .problem import HEAD_SCALE
+from .problem import HEAD_SCALE, KEY_KIND
 from .recipes import RECIPES
-from .train import KEY_KIND, WARM_UP
+from .train import WARM_UP
 
 # Raise this when training changes in a way that the fingerprint cannot see.
 REVISION = 1

@@ -40,8 +40,9 @@ def compared(entries: Entries) -> Entries:
 
     Paired by seed: equal seeds share the batch order and the fresh head.
     """
-    full = entries.get(BASELINE, {"seeds": [], "accuracies": []})
-    baseline = dict(zip(full["seeds"], full["accuracies"], strict=True))
+    full, baseline = entries.get(BASELINE), {}
+    if full and full["accuracies"] is not None:
+        baseline = dict(zip(full["seeds"], full["accuracies"], strict=True))
     return {
         name: entry
         | {
@@ -95,6 +96,8 @@ def _curve(runs: Records) -> list[dict[str, Any]]:
 def _difference(
     entry: dict[str, Any], baseline: dict[int, float]
 ) -> dict[str, Any] | None:
+    if entry["accuracies"] is None:  # an early table's, which has means alone
+        return entry["difference_to_full"]
     pairs = zip(entry["seeds"], entry["accuracies"], strict=True)
     gaps = [accuracy - baseline[seed] for seed, accuracy in pairs if seed in baseline]
     if not gaps:

@@ -16,14 +16,11 @@ import optax
 import optaxtricks as ot
 
 from .fisher import Derived
-from .problem import Problem, overlay
+from .problem import KEY_KIND, Problem, overlay
 from .recipes import Recipe, Setup
 
 WARM_UP = 0.1
 EVALUATION_BATCH = 64
-
-# The cheapest generator: dropout takes a few per cent of a step with it.
-KEY_KIND = "unsafe_rbg"
 
 
 def warm_up_then_decay(peak: Any, steps: int) -> optax.Schedule:

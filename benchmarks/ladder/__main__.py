@@ -46,7 +46,7 @@ def cost_rows(size: str) -> list[dict[str, Any]]:
         seconds = harness.alternate(ready, windows=WINDOWS[size])
         whole = ready["full"].costs
         for recipe, step in ready.items():
-            row = {"encoder": name, "batch": f"{batch_size} x {length}"}
+            row: dict[str, Any] = {"encoder": name, "batch": f"{batch_size} x {length}"}
             row |= {"recipe": recipe, "trained": step.trained}
             for cost, value in step.costs.items():
                 row |= {cost: value, f"{cost.split()[0]} / full": value / whole[cost]}

@@ -10,12 +10,12 @@ import optaxtricks as ot
 
 from .. import harness
 from ..finetune.encoder import Encoder, EncoderConfig, parse_config
-from ..finetune.problem import Problem
+from ..finetune.problem import KEY_KIND, Problem
 from ..finetune.recipes import RECIPES
 from ..finetune.task import Examples
-from ..finetune.train import KEY_KIND, Program
+from ..finetune.train import Program
 
-CLASSES = 2
+CLASSES, SCALE = 2, 0.02
 
 
 def encoder_config(*, layers: int, width: int, vocabulary: int, heads: int) -> Any:
@@ -42,8 +42,10 @@ def random_problem(config: EncoderConfig, *, batch_size: int, length: int) -> Pr
         mask=np.ones(shape, bool),
         labels=rng.integers(CLASSES, size=batch_size).astype(np.int32),
     )
-    make = lambda: nnx.state(Encoder(config, rngs=nnx.Rngs(0)), nnx.Param)
-    encoder = nnx.to_pure_dict(jax.jit(make)())
+    make = lambda: Encoder(config, rngs=nnx.Rngs(0))
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+    draw = lambda leaf: rng.normal(0.0, SCALE, leaf.shape).astype(leaf.dtype)
+    encoder = jax.tree.map(draw, shapes)
     return Problem(
         config, encoder, CLASSES, examples, examples, steps=100, batch_size=batch_size
     )

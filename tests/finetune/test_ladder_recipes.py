@@ -58,7 +58,7 @@ def test_ladder_starts_at_the_pretrained_model(problem):
 def test_ladder_gives_the_encoder_no_gradient(problem):
     own = dataclasses.replace(problem, make=RECIPES["ladder"].model)
     batch, key = problem.train[:8], jax.random.key(0)
-    gradient = jax.grad(own.loss)(own.initial(SEED), batch, key)
+    gradient = jax.jit(jax.grad(own.loss))(own.initial(SEED), batch, key)
     assert count(jax.tree.map(lambda g: np.asarray(g) != 0, gradient["encoder"])) == 0
     assert np.asarray(gradient["side"]["top_gate"]) != 0
 
@@ -90,28 +90,22 @@ def test_ladder_cached_reads_the_encoders_own_hidden_states(problem):
 
 def test_ladder_pruned_starts_with_channels_of_the_encoder(problem):
     before, _, _, _ = train(problem, "ladder_pruned")
-    layers = problem.encoder["layers"]
-    stream = None
+    streams, layers = [], problem.encoder["layers"]
     for number, layer in layers.items():
         block = before["side"][f"block_{number}"]
-        # The norm's scale shows which channels of the stream were kept.
-        found = np.searchsorted(np.arange(WIDTH), _channels(block, layer))
-        stream = found if stream is None else stream
-        np.testing.assert_array_equal(found, stream)
+        # The entries of a bias show which channels of the stream were kept.
+        kept = np.asarray(block["down"]["bias"])
+        places = np.flatnonzero(np.isin(layer["down"]["bias"], kept))
+        np.testing.assert_array_equal(layer["down"]["bias"][places], kept)
+        streams.append(places)
         for name in ("query", "key", "value"):
-            full = layer["attention"][name]["kernel"]
+            whole = layer["attention"][name]["kernel"][places]
             part = np.asarray(block["attention"][name]["kernel"])
-            heads = [_column(full[stream], column) for column in part.T]
             # One channel of each of the three heads, in their order.
-            size_of_head = WIDTH // 3
-            assert [h // size_of_head for h in heads] == [0, 1, 2]
-    assert len(stream) == WIDTH // REDUCTION
-
-
-def _channels(block, layer):
-    """Where the kept rows of the narrow feed-forward output stand in the encoder's."""
-    bias, full = np.asarray(block["down"]["bias"]), layer["down"]["bias"]
-    return [int(np.flatnonzero(full == value)[0]) for value in bias]
+            columns = [_column(whole, column) for column in part.T]
+            assert [column // (WIDTH // 3) for column in columns] == [0, 1, 2]
+    assert streams[0].size == WIDTH // REDUCTION
+    np.testing.assert_array_equal(*streams)
 
 
 def _column(matrix, column):

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.finetune import recipes as book
 from benchmarks.finetune.experiment import FINGERPRINTS, Run, Store
 from benchmarks.finetune.fingerprint import fingerprint
-from benchmarks.finetune.recipes import RECIPES
+from benchmarks.finetune.recipes import ENCODER, RECIPES, MaskRule
 from benchmarks.finetune.results import merged
 
 
@@ -67,6 +67,17 @@ def test_recipes_measured_again_take_their_old_place(table):
     assert list(found["recipes"]) == ["full", "head"]
     assert found["recipes"]["full"]["accuracies"] == [0.7, 0.7]
     assert found["recipes"]["head"]["difference_to_full"]["mean"] < -0.2
+
+
+def test_an_early_tables_entry_keeps_its_difference(table):
+    old = json.loads(table.read_text())
+    gap = {"mean": -0.1, "standard_error": 0.02, "verdict": "worse"}
+    old["recipes"]["full"]["accuracies"] = None
+    old["recipes"]["head"] |= {"accuracies": None, "difference_to_full": gap}
+    table.write_text(json.dumps(old))
+    found, _ = merged(table, results(lora=entry("lora", [0.6, 0.7])))
+    gaps = [e["difference_to_full"] for e in found["recipes"].values()]
+    assert gaps == [None, gap, None]
 
 
 def test_other_settings_replace_the_table_and_say_so(table):
@@ -134,7 +145,7 @@ def test_rules_and_models_are_part_of_a_recipe():
     )
     prints = [FINGERPRINTS[name] for name in names]
     assert len(set(prints)) == len(prints)
-    rule = dataclasses.replace(RECIPES["fish"].mask, keep_fraction=0.1)
+    rule = MaskRule(0.1, ENCODER)
     changed = dataclasses.replace(RECIPES["fish"], mask=rule)
     assert fingerprint(changed) != FINGERPRINTS["fish"]
     # A run says its own rate.
