@@ -37,7 +37,8 @@ class Rungs:
         checks.chosen(GATES, gate=self.gate)
         checks.chosen(MERGES, merge=self.merge)
         checks.positive(temperature=self.temperature)
-        checks.float_dtype(param_dtype=self.param_dtype)
+        if checks.float_dtype(param_dtype=self.param_dtype) is None:
+            raise TypeError("param_dtype must be a dtype, got None.")
         self._check_gate_value()
         self._check_keep()
         if self.width % self.reduction:

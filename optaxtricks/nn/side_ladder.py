@@ -48,6 +48,10 @@ class SideLadder(nnx.Module):
         state = norm(ladder.side_state(taps))
         features = ladder.merge_top(state, backbone_norm(taps[-1]))
 
+    For the backward pass, memory holds the tap of each rung and what the side blocks
+    keep. Attention with as many heads as the backbone's keeps probabilities as large as
+    the backbone's, so that long sequences want a block that does not store them.
+
     Parameters are ``embed_down``, ``down_i``, ``block_i``, ``up``, ``gate`` (a row for
     each rung) and ``top_gate``, with i the index of the layer.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.nn.ladders import (
     LAYERS,
@@ -148,6 +149,26 @@ def test_vmap_over_examples_and_over_ladders() -> None:
     apply = lambda params: model.apply({"params": params}, x)
     want = jnp.stack([jnp.asarray(apply(params)) for params in many])
     assert_same(jax.vmap(apply)(stacked), want, ulps=8)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_taps_split_over_devices(kind: Any) -> None:
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,))
+    x, whole = taps(shape=(4, 5)), PartitionSpec()
+    layout, state = nnx.split(randomize(nnx_ladder(gate="vector")))
+
+    def features(state: Any, x: Any) -> Any:
+        out = nnx.merge(layout, state)(x)
+        return jnp.square(out).sum(), out
+
+    step = jax.grad(features, has_aux=True)
+    want = jax.jit(step)(state, x)
+    with jax.set_mesh(mesh):
+        place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
+        there = place(state, whole), place(x, PartitionSpec("batch"))
+        got = jax.jit(step)(*there)
+    assert_same(got, want, ulps=32)
+    assert got[1].sharding.is_equivalent_to(there[1][0].sharding, 3)
 
 
 def test_arguments_go_to_every_block() -> None:

@@ -22,6 +22,7 @@ BAD: list[tuple[dict[str, Any], Any, str]] = [
     ({"gate": "constant", "gate_value": abs}, TypeError, "gate_value must be a number"),
     ({"temperature": 0.0}, ValueError, "temperature must be positive"),
     ({"param_dtype": jnp.int32}, ValueError, "param_dtype must be a floating dtype"),
+    ({"param_dtype": None}, TypeError, "param_dtype must be a dtype, got None"),
     ({"keep": []}, ValueError, r"keep must .* \[0, 4\), at least one, got \[\]"),
     ({"keep": [0, 4]}, ValueError, r"indices in \[0, 4\), .*got \[0, 4\]"),
     ({"keep": [-1, 2]}, ValueError, r"got \[-1, 2\]"),
