@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 def typed_sharding(x: Any) -> Any:
@@ -20,3 +22,15 @@ def whole_rows(x: Any) -> Any:
         return None
     spec = jax.sharding.PartitionSpec(None, *sharding.spec[1:])
     return jax.sharding.NamedSharding(sharding.mesh, spec)
+
+
+def taken(x: Any, indices: np.ndarray, axis: int) -> Any:
+    """Entries of `x`, of NumPy or JAX, along an axis that ends up on all devices."""
+    if isinstance(x, np.ndarray):
+        return x.take(indices, axis=axis)
+    sharding = typed_sharding(x)
+    if sharding is None:
+        return jnp.take(x, indices, axis=axis, mode="clip")
+    names = [None if i == axis else name for i, name in enumerate(sharding.spec)]
+    out = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*names))
+    return x.at[(slice(None),) * axis + (indices,)].get(out_sharding=out, mode="clip")

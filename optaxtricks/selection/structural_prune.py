@@ -11,6 +11,7 @@ import numpy as np
 from .._core import checks
 from .._core.paths import leaves_with_paths, listing
 from .._core.selectors import compiled
+from .._core.shardings import taken
 
 Named = list[tuple[str, Any]]
 Place = tuple[int, int]
@@ -105,6 +106,7 @@ def structural_prune(
       - A leaf in no group is returned as it is. A leaf may be in several groups, or
         in one group twice, by different axes.
       - Dtypes, containers and Flax Variables are kept; NumPy arrays stay in NumPy.
+        Over Explicit mesh axes a leaf stays sharded along the axes that are not cut.
       - Scores are summed in float64, one leaf at a time, on the host. Importance
         must be concrete; the backbone may be traced, as in ``jax.eval_shape``.
 
@@ -159,8 +161,7 @@ def structural_prune(
         cuts |= dict.fromkeys([*members, *followers], kept)
     pruned = [leaf for _, leaf in leaves]
     for (i, axis), kept in cuts.items():
-        take = np.take if isinstance(pruned[i], np.ndarray) else jnp.take
-        pruned[i] = take(pruned[i], kept, axis=axis, mode="clip")
+        pruned[i] = taken(pruned[i], kept, axis)
     return jax.tree.unflatten(jax.tree.structure(backbone), pruned)
 
 
@@ -173,9 +174,8 @@ def _check_entry(name: str, pattern: Any, axis: Any) -> None:
 
 
 def _check_groups(groups: Any) -> None:
-    if not isinstance(groups, Sequence) or not all(
-        isinstance(group, PruneGroup) for group in groups
-    ):
+    known = lambda group: isinstance(group, PruneGroup)
+    if not isinstance(groups, Sequence) or not all(map(known, groups)):
         raise TypeError(f"groups must be a sequence of PruneGroup, got {groups!r}.")
     if not groups:
         raise ValueError("groups must hold at least one PruneGroup.")

@@ -1,5 +1,9 @@
 """A small backbone for the tests of cached taps, and damage done to its cache."""
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optaxtricks as ot
+from optaxtricks._core import tap_manifest
 
 RNG = np.random.default_rng(3)
 DATA = {"x": RNG.normal(size=(11, 4)).astype("f4"), "id": np.arange(11)}
@@ -81,3 +86,24 @@ def files(folder: Path) -> dict[str, bytes]:
     """Everything in a folder but the lock."""
     paths = [path for path in folder.iterdir() if path.suffix != ".lock"]
     return {path.name: path.read_bytes() for path in paths}
+
+
+def rows_on_record(folder: Path) -> int:
+    """Examples that the manifest counts."""
+    manifest = tap_manifest.load(folder)
+    assert manifest is not None
+    return manifest.rows
+
+
+def start(code: str, *arguments: Any) -> subprocess.Popen[str]:
+    """A Python process at work on its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=Path(ot.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process with little room must not write to a shared cache of programs.
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )

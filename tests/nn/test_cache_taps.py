@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,24 @@ def test_every_kind_of_stream(tmp_path):
         assert_same(cached(stream=stream)[:], expected())
     with pytest.raises(TypeError, match="can be read only once, and folder needs"):
         cached(tmp_path, iter(batches()))
+
+
+def test_few_batches_are_in_memory_at_once(tmp_path):
+    references, most = [], []
+
+    class Stream:
+        def __iter__(self):
+            for i in range(20):
+                batch = np.full((2, 3), i, np.float32)
+                references.append(weakref.ref(batch))
+                yield batch
+                del batch
+                most.append(sum(x() is not None for x in references))
+
+    run = lambda params, x: x * params
+    ot.nn.cache_taps(run, Stream(), params=jnp.float32(2), folder=tmp_path)
+    # The first is kept for its shapes, and one waits to be stored.
+    assert len(most) == 40 and max(most) <= 4
 
 
 def test_without_params_the_function_is_called_as_it_is():

@@ -143,8 +143,11 @@ def test_an_unfinished_cache_is_not_gone_on_with_if_it_is_damaged(tmp_path):
         cached(tmp_path, Dies(3))
     path = tmp_path / "tap_0.bin"
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    before = files(tmp_path)
     with pytest.raises(ValueError, match="does not have the checksum of examples 0 to"):
         cached(tmp_path)
+    # It is seen before anything is computed.
+    assert files(tmp_path) == before
 
 
 def test_a_damaged_manifest(tmp_path):

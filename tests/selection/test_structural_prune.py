@@ -11,6 +11,8 @@ from flax import linen as nn
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
 from tests.problems import CONTAINERS, assert_same, pure
@@ -107,6 +109,10 @@ def test_of_equal_scores_the_lower_index_wins():
     values = np.arange(6)
     got = prune(values, np.array([1.0, 2, 1, 2, 2, 1]), group({"": 0}), p=2 / 3)
     np.testing.assert_array_equal(got, [0, 1, 3, 4])
+    # Many of them: sorts of few are stable by chance.
+    tied = np.random.default_rng(0).integers(0, 3, 500)
+    got = prune(np.arange(500), tied, group({"": 0}))
+    np.testing.assert_array_equal(got, best(tied, 250))
     signed = prune(values, np.array([-0.0, 0, 0, -0.0, 0, 0]), group({"": 0}))
     np.testing.assert_array_equal(signed, [0, 1, 2])
 
@@ -204,6 +210,23 @@ def test_shapes_without_numbers():
     tree, importance = {"a": jnp.ones((4, 3))}, {"a": np.ones((4, 3))}
     shapes = jax.eval_shape(lambda t: prune(t, importance, group({"a": 0})), tree)
     assert shapes["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", "y"), P()])
+def test_sharded_leaves(kind, spec):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    values = np.random.default_rng(0).uniform(size=(8, 16)).astype("f4")
+    leaf = jax.device_put(values, NamedSharding(mesh, spec))
+    for axis in (0, 1):
+        one = group({"a": axis})
+        got = prune({"a": leaf}, {"a": leaf}, one)["a"]
+        want = prune({"a": values}, {"a": values}, one)["a"]
+        np.testing.assert_array_equal(got, want)
+        if kind is AxisType.Explicit:
+            other = (*spec, None, None)[1 - axis]
+            assert got.sharding.spec[1 - axis] == other
+            assert got.sharding.spec[axis] is None
 
 
 # The paper's walk
