@@ -4,11 +4,19 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from benchmarks.finetune.encoder import Attention, attention_bias
 from benchmarks.finetune.recipes import RECIPES
-from benchmarks.finetune.side_network import REDUCTION, pruned_side
+from benchmarks.finetune.side_network import (
+    REDUCTION,
+    SideAttention,
+    pruned_side,
+    side_config,
+)
 from benchmarks.finetune.train import Program
 
 from .test_parameter_efficient import (
@@ -61,6 +69,23 @@ def test_ladder_gives_the_encoder_no_gradient(problem):
     gradient = jax.jit(jax.grad(own.loss))(own.initial(SEED), batch, key)
     assert count(jax.tree.map(lambda g: np.asarray(g) != 0, gradient["encoder"])) == 0
     assert np.asarray(gradient["side"]["top_gate"]) != 0
+
+
+def test_side_attention_is_attention(problem):
+    config = side_config(problem.config)
+    structure, params = nnx.split(Attention(config, rngs=nnx.Rngs(0)))
+    other, _ = nnx.split(SideAttention(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 6, config.hidden_size)).astype(np.float32)
+    mask = jnp.arange(6) < jnp.array([[6], [3], [1], [5]])
+    bias = attention_bias(mask, jnp.dtype("float32"))
+    total = lambda graph: lambda p, x: (nnx.merge(graph, p)(x, bias) ** 2).sum()
+    expected, found = (
+        jax.jit(jax.value_and_grad(total(graph), (0, 1)))(params, x)
+        for graph in (structure, other)
+    )
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, expected)
 
 
 def test_ladder_cached_makes_the_same_updates_without_dropout(still):
