@@ -21,6 +21,7 @@ lint: .venv/dev
 bench-smoke: .venv/dev
 	for name in step state compile threshold fisher sign rows monitor; do \
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
+	$(BIN)/python -m benchmarks.ladder --size tiny
 
 .venv/python:
 	$(PYTHON) -m venv .venv
