@@ -32,6 +32,7 @@ class Case:
       params: from a dtype, parameters the transformation is at home with.
       extra_args: from parameters, extra arguments that `update` cannot do without.
       dtypes: the dtypes of parameters it accepts.
+      whole_numbers: it accepts integer leaves.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
       param_shaped: what the state holds for a parameter has the parameter's shape.
@@ -45,6 +46,7 @@ class Case:
     params: Callable[[Any], Any] = small_tree
     extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
     dtypes: tuple[str, ...] = ALL_DTYPES
+    whole_numbers: bool = False
     elementwise: bool = True
     param_shaped: bool = True
     ulps: int = 0
@@ -58,6 +60,11 @@ class Case:
 def _has_rows(path: str, leaf: Any) -> bool:
     """A selector that every tree of more than scalars has leaves for."""
     return jnp.ndim(leaf) > 0
+
+
+def _is_matrix(path: str, leaf: Any) -> bool:
+    """A selector that such a tree has leaves for, and leaves besides."""
+    return jnp.ndim(leaf) > 1
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -200,6 +207,34 @@ CASES: dict[str, Case] = {
         },
         elementwise=False,
     ),
+    "scale_by_path": Case(
+        ot.scale_by_path,
+        lambda params: {"factors": {"": 0.7}},
+    ),
+    "scale_by_path_schedule": Case(
+        ot.scale_by_path,
+        lambda params: {
+            "factors": {"": lambda step: jnp.where(step < 1, 0.3, 1.7)},
+        },
+    ),
+    "ema_params": Case(
+        ot.ema_params,
+        lambda params: {"decay": 0.9},
+        inject=("decay",),
+        whole_numbers=True,
+        ulps=4,
+    ),
+    "ema_params_debiased": Case(
+        ot.ema_params,
+        lambda params: {
+            "decay": lambda step: jnp.where(step < 1, 0.5, 0.75),
+            "dtype": jnp.float32,
+            "debias": True,
+            "every": 2,
+        },
+        whole_numbers=True,
+        ulps=4,
+    ),
     "lion": Case(
         ot.lion,
         lambda params: {"learning_rate": 0.5},
@@ -218,6 +253,16 @@ CASES: dict[str, Case] = {
         dtypes=REAL_DTYPES,
         elementwise=False,
         ulps=4,
+    ),
+    "two_timescale": Case(
+        ot.two_timescale,
+        lambda params: {
+            "inner": optax.trace(0.5),
+            "learning_rate": 0.5,
+            "fast": _is_matrix,
+            "fast_learning_rate": 0.25,
+        },
+        inject=("learning_rate", "fast_learning_rate"),
     ),
     "mixed_sign": Case(
         ot.mixed_sign,

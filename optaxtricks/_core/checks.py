@@ -45,6 +45,22 @@ def unit_interval(**named: Any) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
+def closed_fraction(**named: Any) -> None:
+    """Rejects all but a number in [0, 1]; a tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=False)
+        if number is not None and not 0.0 <= number <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+
+
+def learning_rate(**named: Any) -> None:
+    """Rejects NaN and infinity; a schedule (callable) or tracer passes."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=True)
+        if number is not None and not np.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {value!r}.")
+
+
 def non_negative(**named: Any) -> None:
     """Rejects a number below zero (NaN and infinity included)."""
     for name, value in named.items():
@@ -133,6 +149,14 @@ def inexact_leaves(
                 f"{by} is not defined for complex numbers, but the leaf at {path!r} "
                 f"has dtype {dtype}."
             )
+
+
+def array_leaves(
+    tree: Any, *, by: str, remedy: str = "optax.masked or optax.partition"
+) -> None:
+    """Rejects leaves that are no arrays."""
+    for path, leaf in leaves_with_paths(tree):
+        _dtype(path, leaf, by, remedy)
 
 
 def finite_leaves(tree: Any, *, what: str) -> None:

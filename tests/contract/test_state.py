@@ -64,6 +64,10 @@ def test_integer_leaves_are_an_error_of_init_that_names_the_path(case: Case) -> 
     params = case.params(jnp.float32)
     tx = case.make(params)
     whole = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), params)
+    if case.whole_numbers:
+        _, after = tx.update(whole, state := tx.init(whole), whole)
+        assert layout(after) == layout(state)
+        return
     with pytest.raises(TypeError, match=r"leaf at '\w+(/\w+)*' has\s+dtype int32"):
         tx.init(whole)
 
