@@ -93,9 +93,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until what was begun is on disk, with its manifest."""
-        if self._sealing is not None:
-            self._sealing.result()
-            self._sealing = None
+        task, self._sealing = self._sealing, None
+        if task is not None:
+            task.result()
 
     def close(self) -> None:
         """Waits, and frees what Orbax holds."""
