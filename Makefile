@@ -19,7 +19,7 @@ lint: .venv/dev
 	$(BIN)/pyrefly check
 
 bench-smoke: .venv/dev
-	for name in step state compile threshold fisher sign rows; do \
+	for name in step state compile threshold fisher sign rows monitor; do \
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
 
 .venv/python:

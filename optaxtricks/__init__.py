@@ -3,6 +3,9 @@
 import importlib
 import types
 
+from .inspection import metrics as metrics
+from .inspection import state_shardings as state_shardings
+from .inspection import summary as summary
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
 from .recipes import lion as lion
@@ -26,6 +29,8 @@ from .transforms import DropoutState as DropoutState
 from .transforms import EmaParamsState as EmaParamsState
 from .transforms import KeepEntriesState as KeepEntriesState
 from .transforms import LionState as LionState
+from .transforms import MagmaState as MagmaState
+from .transforms import MonitorGroupsState as MonitorGroupsState
 from .transforms import ScaleByPathState as ScaleByPathState
 from .transforms import TigerState as TigerState
 from .transforms import at_window_end as at_window_end
@@ -35,6 +40,8 @@ from .transforms import ema_params as ema_params
 from .transforms import gradient_dropout as gradient_dropout
 from .transforms import keep_entries as keep_entries
 from .transforms import lazy_rows as lazy_rows
+from .transforms import magma as magma
+from .transforms import monitor_groups as monitor_groups
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
 from .transforms import scale_by_path as scale_by_path
@@ -49,6 +56,8 @@ __all__ = [
     "EmaParamsState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
     "PathLabels",
     "RowSparse",
     "ScaleByPathState",
@@ -68,8 +77,11 @@ __all__ = [
     "label_by_path",
     "lazy_rows",
     "lion",
+    "magma",
     "merge",
+    "metrics",
     "mixed_sign",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_path",
@@ -77,6 +89,8 @@ __all__ = [
     "select",
     "shrink_nonfinite",
     "split",
+    "state_shardings",
+    "summary",
     "tiger",
     "top_fraction_mask",
     "two_timescale",
@@ -85,7 +99,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports the room `nn`, which needs Flax, when it is asked for."""
-    if name == "nn":
-        return importlib.import_module(f"{__name__}.nn")
+    """Imports a room that needs an extra, Flax or Matplotlib, when it is asked for."""
+    if name in ("nn", "plots"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,6 +35,8 @@ class Case:
       whole_numbers: it accepts integer leaves.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
+      reads_state: every part of the state decides on the next step; what does not,
+        a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
@@ -48,6 +50,7 @@ class Case:
     dtypes: tuple[str, ...] = ALL_DTYPES
     whole_numbers: bool = False
     elementwise: bool = True
+    reads_state: bool = True
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
@@ -65,6 +68,9 @@ def _has_rows(path: str, leaf: Any) -> bool:
 def _is_matrix(path: str, leaf: Any) -> bool:
     """A selector that such a tree has leaves for, and leaves besides."""
     return jnp.ndim(leaf) > 1
+def _by_rank(tree: Any) -> Any:
+    """Labels that every tree has: one for scalars, one for the rest."""
+    return jax.tree.map(lambda leaf: "rest" if jnp.ndim(leaf) else "scalars", tree)
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -233,6 +239,18 @@ CASES: dict[str, Case] = {
             "every": 2,
         },
         whole_numbers=True,
+    "magma": Case(
+        ot.magma,
+        lambda params: {"inner": _inner(), "key": 7},
+        inject=("keep_rate", "temperature", "b1", "smoothing"),
+        elementwise=False,
+        ulps=4,
+    ),
+    "monitor_groups": Case(
+        ot.monitor_groups,
+        lambda params: {"labels": _by_rank},
+        elementwise=False,
+        reads_state=False,
         ulps=4,
     ),
     "lion": Case(

@@ -15,6 +15,10 @@ from .keep_entries import keep_entries as keep_entries
 from .lazy_rows import lazy_rows as lazy_rows
 from .lion import LionState as LionState
 from .lion import scale_by_lion as scale_by_lion
+from .magma import MagmaState as MagmaState
+from .magma import magma as magma
+from .monitor_groups import MonitorGroupsState as MonitorGroupsState
+from .monitor_groups import monitor_groups as monitor_groups
 from .param_rms import scale_by_param_rms as scale_by_param_rms
 from .scale_by_path import ScaleByPathState as ScaleByPathState
 from .scale_by_path import scale_by_path as scale_by_path
@@ -29,6 +33,8 @@ __all__ = [
     "EmaParamsState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
     "ScaleByPathState",
     "TigerState",
     "at_window_end",
@@ -38,6 +44,8 @@ __all__ = [
     "gradient_dropout",
     "keep_entries",
     "lazy_rows",
+    "magma",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_path",
