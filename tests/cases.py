@@ -68,6 +68,8 @@ def _has_rows(path: str, leaf: Any) -> bool:
 def _is_matrix(path: str, leaf: Any) -> bool:
     """A selector that such a tree has leaves for, and leaves besides."""
     return jnp.ndim(leaf) > 1
+
+
 def _by_rank(tree: Any) -> Any:
     """Labels that every tree has: one for scalars, one for the rest."""
     return jax.tree.map(lambda leaf: "rest" if jnp.ndim(leaf) else "scalars", tree)
@@ -239,6 +241,8 @@ CASES: dict[str, Case] = {
             "every": 2,
         },
         whole_numbers=True,
+        ulps=4,
+    ),
     "magma": Case(
         ot.magma,
         lambda params: {"inner": _inner(), "key": 7},
