@@ -82,9 +82,10 @@ def everything(setup: Setup) -> optax.GradientTransformation:
     by_label = {
         "tables": ot.lazy_rows(lion(setup), tables=TABLE),
         "kernels": ot.child_tuning_d(tiger(setup), setup.mask),
-        "others": optax.adam(setup.learning_rate),
+        "others": ot.magma(optax.adam(setup.learning_rate), key=setup.seed + 2),
     }
     parts = [
+        ot.monitor_groups(ot.label_by_path(labels, default="others")),
         ot.gradient_dropout(options["keep_rate"], key=setup.seed),
         optax.partition(by_label, ot.label_by_path(labels, default="others")),
         ot.scale_by_path({r"^head/": 2.0}),

@@ -58,7 +58,7 @@ class Program:
         return {"params": params, "state": state}
 
     def step(self) -> Callable:
-        """From a run, a batch and the number of steps done, the next run and scalars."""
+        """From a run, a batch and the steps done: the next run, and scalars."""
         tx = self._tx(all_entries(self.shapes["params"]))
         seed, loss_of = self.options.seed, self.work.problem.loss
 
@@ -128,4 +128,4 @@ def train(options: argparse.Namespace, say: Callable[[str], None]) -> None:
             store.save(done + 1, run)
     log.flush()
     store.close()
-    say(f"{options.steps} steps on {notes}: {log.last}")
+    say(f"{options.steps} steps on {notes}: loss {log.last.get('loss')}")

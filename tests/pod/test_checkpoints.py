@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, unfinished or of another run are told from good ones."""
+"""Damaged, unfinished and foreign checkpoints are told from good ones."""
 
 from collections.abc import Callable
 from pathlib import Path

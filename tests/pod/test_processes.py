@@ -3,14 +3,13 @@
 import socket
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import optaxtricks as ot
-from benchmarks.pod.cli import parse
-from benchmarks.pod.placement import make_mesh
-from benchmarks.pod.train import Program
-from benchmarks.pod.work import open_work
+from benchmarks.pod.recipes import RECIPES
 
 from .conftest import STEPS, Unbroken
 from .runs import Run, copy_until, finish, losses, saved, started
@@ -70,17 +69,17 @@ def test_the_masks_are_the_same_bit_for_bit(unbroken: Unbroken, pair: Path) -> N
 
 
 def test_the_first_momentum_shows_the_mask_of_dropout(pair: Path) -> None:
-    flags = ["--size", "tiny", "--recipe", "everything", "--out", str(pair)]
-    options = parse(flags)
-    program = Program(open_work(options), options, make_mesh(None))
-    params = program.work.params(program.shardings["params"], options.seed)
-    masks = ot.dropout_mask(params, options.set["keep_rate"], key=options.seed, step=0)
-    mask = np.asarray(masks["encoder"]["embeddings"]["word"]["embedding"])
     (momentum,) = [
         leaf
         for path, leaf in saved(pair, 1).items()
         if "/mu/" in path and path.endswith("word/embedding")
     ]
+    # A mask depends on the leaf's path, whatever other leaves there are.
+    tree = {"encoder": {"embeddings": {"word": {"embedding": jnp.asarray(momentum)}}}}
+    keep_rate = RECIPES["everything"].options["keep_rate"]
+    (mask,) = map(
+        np.asarray, jax.tree.leaves(ot.dropout_mask(tree, keep_rate, key=0, step=0))
+    )
     assert not momentum[~mask].any()
     touched = momentum.any(axis=1)
     assert touched.sum() > 5 and momentum[touched][mask[touched]].all()
@@ -117,7 +116,8 @@ def test_it_goes_on_with_other_numbers_of_devices(
     for path, leaf in theirs.items():
         if leaf.dtype.kind in "iu":
             assert ours[path].tobytes() == leaf.tobytes(), path
-        elif path.startswith("params/"):
-            # Where a momentum is nearly 0, rounding decides the sign of a step.
+        elif path.startswith("params/") and not path.endswith("key/bias"):
+            # Where a momentum is nearly 0, rounding decides the sign of a step. (The
+            # key's bias has no gradient but rounding, which Adam makes large.)
             far = np.abs(ours[path] - leaf) > ROUNDING
             assert far.mean() < 0.02, path
