@@ -4,7 +4,7 @@ To add one, write a function like those below and give it a line in RECIPES.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def everything(setup: Setup) -> optax.GradientTransformation:
     """All techniques in one chain, to show that they go together and resume."""
     options = setup.options
     labels = {TABLE: "tables", KERNELS: "kernels"}
-    by_label = {
+    by_label: dict[Hashable, optax.GradientTransformation] = {
         "tables": ot.lazy_rows(lion(setup), tables=TABLE),
         "kernels": ot.child_tuning_d(tiger(setup), setup.mask),
         "others": ot.magma(optax.adam(setup.learning_rate), key=setup.seed + 2),

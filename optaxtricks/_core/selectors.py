@@ -46,10 +46,10 @@ def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     Where Optax masked leaves out, those may be what is left over.
     """
     found, gaps = matches(tree, selector, name=name), holes(tree)
-    chosen = _predicate(selector, name)
+    paths = [path for path, _ in leaves_with_paths(tree)] + gaps
+    chosen = _predicate(selector, paths, name)
     rest = callable(selector) or not all(_covers(chosen, path) for path in gaps)
     if found and all(found) and not (gaps and rest):
-        paths = [path for path, _ in leaves_with_paths(tree)] + gaps
         raise ValueError(
             f"{name} {describe(selector)} matches every leaf. Paths: {listing(paths)}."
         )

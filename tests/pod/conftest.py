@@ -15,6 +15,7 @@ STEPS = 8
 class Unbroken:
     """A finished run, and how to start another that should equal it."""
 
+    recipe: str
     out: Path
     cache: Path
 
@@ -22,7 +23,7 @@ class Unbroken:
         """Flags of the same run into another folder."""
         return {
             "--size": "tiny",
-            "--recipe": "everything",
+            "--recipe": self.recipe,
             "--steps": STEPS,
             "--batch-size": 8,
             "--log-every": 1,
@@ -35,10 +36,15 @@ class Unbroken:
         }
 
 
-@pytest.fixture(scope="session")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+@pytest.fixture(
+    scope="session",
+    params=["dropout_lion", pytest.param("everything", marks=pytest.mark.slow)],
+)
+def unbroken(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Unbroken:
     """One process with four devices, from the first step to the last."""
     root = tmp_path_factory.mktemp("unbroken")
-    run = Unbroken(root / "out", root / "cache")
+    run = Unbroken(request.param, root / "out", root / "cache")
     finish(run.flags(run.out), devices=4, log=root / "log")
     return run

@@ -36,7 +36,7 @@ def opened(tmp_path: Path, said: list[str]) -> Any:
     stores = []
 
     def open_store(**changes: Any) -> Checkpoints:
-        given = {"settings": SETTINGS, "report": said.append, **changes}
+        given: dict[str, Any] = {"settings": SETTINGS, "report": said.append, **changes}
         stores.append(Checkpoints(tmp_path / "run", **given))
         return stores[-1]
 

@@ -44,6 +44,7 @@ def test_killed_between_and_within_checkpoints(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unbroken", ["everything"], indirect=True)
 def test_killed_many_times(unbroken: Unbroken, tmp_path: Path) -> None:
     want, out, log = tmp_path / "want", tmp_path / "out", tmp_path / "log"
     longer = {"steps": LONG, "mesh": "data=1", "keep": 2}

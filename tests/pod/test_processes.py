@@ -62,13 +62,15 @@ def test_the_losses_are_the_same(unbroken: Unbroken, pair: Path) -> None:
 def test_the_masks_are_the_same_bit_for_bit(unbroken: Unbroken, pair: Path) -> None:
     ours, theirs = saved(pair, STEPS), saved(unbroken.out, STEPS)
     exact = [path for path, leaf in theirs.items() if leaf.dtype.kind in "iu"]
-    # The keys and steps of both dropouts and the packed mask of entries.
-    assert len(exact) > 10
+    # Keys and steps of the random masks, and the packed mask of entries.
+    assert exact
     for path in exact:
         assert ours[path].tobytes() == theirs[path].tobytes(), path
 
 
-def test_the_first_momentum_shows_the_mask_of_dropout(pair: Path) -> None:
+def test_the_first_momentum_shows_the_mask_of_dropout(
+    unbroken: Unbroken, pair: Path
+) -> None:
     (momentum,) = [
         leaf
         for path, leaf in saved(pair, 1).items()
@@ -76,7 +78,7 @@ def test_the_first_momentum_shows_the_mask_of_dropout(pair: Path) -> None:
     ]
     # A mask depends on the leaf's path, whatever other leaves there are.
     tree = {"encoder": {"embeddings": {"word": {"embedding": jnp.asarray(momentum)}}}}
-    keep_rate = RECIPES["everything"].options["keep_rate"]
+    keep_rate = RECIPES[unbroken.recipe].options["keep_rate"]
     (mask,) = map(
         np.asarray, jax.tree.leaves(ot.dropout_mask(tree, keep_rate, key=0, step=0))
     )
