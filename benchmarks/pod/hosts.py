@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import socket
+import time
 
 import jax
 
@@ -18,6 +20,8 @@ def connect(options: argparse.Namespace) -> None:
     if options.distributed:
         arguments = {}
     elif options.coordinator is not None:
+        if options.process_id > 0:
+            _wait_for_first(options.coordinator, options.timeout)
         arguments = {
             "coordinator_address": options.coordinator,
             "num_processes": options.processes,
@@ -29,6 +33,22 @@ def connect(options: argparse.Namespace) -> None:
         jax.distributed.initialize(**arguments, initialization_timeout=options.timeout)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not meet: {first_line(error)}") from None
+
+
+def _wait_for_first(address: str, timeout: int) -> None:
+    """Waits until process 0 answers; where it never does, JAX would abort."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=timeout).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"process 0 does not answer at {address} within {timeout} seconds."
+                ) from None
+            time.sleep(0.2)
 
 
 def check(options: argparse.Namespace) -> None:
