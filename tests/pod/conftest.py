@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .runs import finish
+from .runs import finish, flags
 
 STEPS = 8
 
@@ -21,19 +21,7 @@ class Unbroken:
 
     def flags(self, out: Path, **changes: Any) -> dict[str, Any]:
         """Flags of the same run into another folder."""
-        return {
-            "--size": "tiny",
-            "--recipe": self.recipe,
-            "--steps": STEPS,
-            "--batch-size": 8,
-            "--log-every": 1,
-            "--checkpoint-every": 1,
-            "--keep": STEPS,
-            "--mesh": "data=2,model=2",
-            "--compilation-cache": self.cache,
-            "--out": out,
-            **{"--" + name.replace("_", "-"): value for name, value in changes.items()},
-        }
+        return flags(self.recipe, self.cache, out, steps=STEPS, keep=STEPS, **changes)
 
 
 @pytest.fixture(

@@ -28,6 +28,22 @@ CONTEXT.set_forkserver_preload(["tests.pod.runs"])
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+def flags(recipe: str, cache: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """Flags of a tiny run that logs and saves every step; `changes` add to them."""
+    given = {
+        "size": "tiny",
+        "recipe": recipe,
+        "batch_size": 8,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "mesh": "data=2,model=2",
+        "compilation_cache": cache,
+        "out": out,
+        **changes,
+    }
+    return {"--" + name.replace("_", "-"): value for name, value in given.items()}
+
+
 class Run:
     """One process of the script, whose output goes into a file."""
 
