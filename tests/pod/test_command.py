@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.finetune.checkpoint import load_encoder, open_checkpoint
 from benchmarks.finetune.errors import InputError
 from benchmarks.pod.__main__ import main
 from benchmarks.pod.cli import parse, settings
@@ -19,24 +20,40 @@ from benchmarks.pod.log import Log
 from benchmarks.pod.placement import Batches, make_mesh, param_shardings
 from benchmarks.pod.train import Program
 from benchmarks.pod.work import open_work
+from tests.finetune.conftest import DATA, write_task
 from tests.problems import assert_same
 
 from .conftest import STEPS, Unbroken
-from .runs import PATIENCE, Run, copy_until, saved, started
+from .runs import (
+    PATIENCE,
+    Run,
+    copy_until,
+    finish,
+    flags,
+    losses,
+    saved,
+    started,
+)
 
 MESH = "data=4,model=2"
 
 
+def _call(flags: dict[str, Any]) -> int:
+    # In this process a cache would be that of all tests after this one.
+    given = {name: x for name, x in flags.items() if name != "--compilation-cache"}
+    return main([str(part) for pair in given.items() for part in pair])
+
+
 def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
     """The one line that a run with wrong flags prints."""
-    assert main([str(part) for pair in flags.items() for part in pair]) == 2
+    assert _call(flags) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and err.count("\n") == 1
     return err
 
 
 @pytest.mark.parametrize(
-    ("flags", "text"),
+    ("wrong", "text"),
     [
         ({"--recipe": "sgd"}, "invalid choice: 'sgd'"),
         (
@@ -62,12 +79,12 @@ def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
     ],
 )
 def test_wrong_flags_are_one_line(
-    flags: dict[str, Any],
+    wrong: dict[str, Any],
     text: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = {"--size": "tiny", "--out": tmp_path / "out", **flags}
+    given = {"--size": "tiny", "--out": tmp_path / "out", **wrong}
     assert text in _error(capsys, given)
 
 
@@ -97,7 +114,7 @@ def test_processes_from_the_environment(
 
 
 def test_others_that_do_not_come_are_an_error(tmp_path: Path) -> None:
-    flags = {
+    given = {
         "--size": "tiny",
         "--out": tmp_path / "out",
         "--coordinator": "127.0.0.1:1",  # a port that nobody listens at
@@ -105,7 +122,7 @@ def test_others_that_do_not_come_are_an_error(tmp_path: Path) -> None:
         "--process-id": 1,
         "--timeout": 2,
     }
-    run = Run(flags, devices=1, log=tmp_path / "log")
+    run = Run(given, devices=1, log=tmp_path / "log")
     with started(run):
         run.process.join(PATIENCE)
     text = "error: process 0 does not answer at 127.0.0.1:1 within 2 seconds.\n"
@@ -116,11 +133,11 @@ def test_a_run_with_other_settings_is_refused(
     unbroken: Unbroken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_until(unbroken.out, STEPS, tmp_path / "out")
-    flags = unbroken.flags(tmp_path / "out", mesh=MESH)
-    error = _error(capsys, {**flags, "--set": "keep_rate=0.25"})
+    given = unbroken.flags(tmp_path / "out", mesh=MESH)
+    error = _error(capsys, {**given, "--set": "keep_rate=0.25"})
     assert error.startswith(f"error: the checkpoint of step {STEPS} was written with ")
     assert "keep_rate 0." in error and "this run has 0.25." in error
-    error = _error(capsys, {**flags, "--recipe": "lion"})
+    error = _error(capsys, {**given, "--recipe": "lion"})
     assert f"with recipe {unbroken.recipe}, this run has lion; " in error
 
 
@@ -128,17 +145,35 @@ def test_a_finished_run_is_not_done_again(
     unbroken: Unbroken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_until(unbroken.out, STEPS, tmp_path / "out")
-    flags = unbroken.flags(tmp_path / "out", mesh=MESH)
+    given = unbroken.flags(tmp_path / "out", mesh=MESH)
     log = (tmp_path / "out" / "metrics.jsonl").read_text()
-    assert main([str(part) for pair in flags.items() for part in pair]) == 0
+    assert _call(given) == 0
     assert f"going on after step {STEPS} of {STEPS}." in capsys.readouterr().out
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == log
 
 
+def test_a_pretrained_encoder_on_a_text_task(tmp_path: Path) -> None:
+    task = write_task(tmp_path / "task")
+    given = flags("lazy_lion", tmp_path / "cache", tmp_path / "out", mesh="data=2")
+    encoder = {"--model": "encoder", "--pretrained": DATA / "tiny_bert"}
+    encoder |= {"--task": task, "--length": 8, "--steps": 2, "--learning-rate": 1e-12}
+    finish({**given, **encoder}, devices=2, log=tmp_path / "log")
+    start = load_encoder(
+        DATA / "tiny_bert" / "model.safetensors",
+        open_checkpoint(DATA / "tiny_bert").config,
+    )
+    trained = saved(tmp_path / "out", 2)
+    for keys, leaf in jax.tree.leaves_with_path(start):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        got = trained[f"params/encoder/{path}"]
+        np.testing.assert_allclose(got, leaf, rtol=0, atol=1e-8, err_msg=path)
+    assert len(losses(tmp_path / "out")) == 2
+
+
 def test_msgpack_holds_a_run_as_orbax_does(unbroken: Unbroken, tmp_path: Path) -> None:
     copy_until(unbroken.out, STEPS, tmp_path / "out")
-    flags = unbroken.flags(tmp_path / "out", mesh=MESH)
-    options = parse([str(part) for pair in flags.items() for part in pair])
+    given = unbroken.flags(tmp_path / "out", mesh=MESH)
+    options = parse([str(part) for pair in given.items() for part in pair])
     program = Program(open_work(options), options, make_mesh(options.mesh))
     same = settings(options, program.work.settings)
     store = Checkpoints(tmp_path / "out" / "checkpoints", settings=same)

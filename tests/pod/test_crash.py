@@ -33,9 +33,12 @@ def test_killed_between_and_within_checkpoints(
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     again = unbroken.flags(out)
-    for condition in (lambda: _lines(out) >= 3, lambda: unfinished(out)):
+    # With its third line a run has finished its first checkpoint.
+    for lines, condition in ((3, lambda: True), (1, lambda: unfinished(out))):
         run = Run(again, devices=4, log=log)
         with started(run):
+            goal = _lines(out) + lines
+            wait_for(lambda goal=goal: _lines(out) >= goal, run)
             wait_for(condition, run)
             assert run.kill()
     said = finish(again, devices=4, log=log)
