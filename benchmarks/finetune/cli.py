@@ -72,7 +72,7 @@ def _parser() -> Parser:
     add("--full", action="store_true", help="rate grid, then several seeds; resumable")
     add("--steps", type=count, help=f"training steps ({STEPS})")
     add("--seeds", type=count, help="runs of each recipe (1; with --full 5)")
-    add("--learning-rate", type=_rate, help="one peak rate for all recipes")
+    add("--learning-rate", type=rate, help="one peak rate for all recipes")
     add("--batch-size", type=count, default=16)
     add("--length", type=count, help=f"tokens that are read ({LENGTH}, or the task's)")
     add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
@@ -86,7 +86,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float:
+def rate(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
