@@ -185,7 +185,6 @@ def test_bad_arguments(decay, options, error, message):
         ((0.9, 0), ValueError, "total_steps must be at least 1"),
         ((0.9, 10.0), TypeError, "total_steps must be an int"),
     ],
-    ids=str,
 )
 def test_bad_arguments_of_the_schedule(arguments, error, message):
     with pytest.raises(error, match=message):
