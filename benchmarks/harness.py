@@ -124,14 +124,19 @@ SIZES = {
 """`full` has 67.4 million parameters."""
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags every benchmark takes: `--size` and `--out`."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--size", choices=("tiny", "full"), default="full")
+    result.add_argument("--out", type=Path, help="folder for the JSON result")
+    return result
+
+
 def arguments(
     description: str | None, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """The flags every benchmark takes: `--size` and `--out`."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=("tiny", "full"), default="full")
-    parser.add_argument("--out", type=Path, help="folder for the JSON result")
-    return parser.parse_args(argv)
+    """Those flags, as given."""
+    return parser(description).parse_args(argv)
 
 
 def publish(name: str, rows: Sequence[Mapping[str, Any]], options: Any) -> None:

@@ -32,10 +32,13 @@ class Case:
       params: from a dtype, parameters the transformation is at home with.
       extra_args: from parameters, extra arguments that `update` cannot do without.
       dtypes: the dtypes of parameters it accepts.
+      whole_numbers: it accepts integer leaves.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
       exchange: what devices tell each other where that is not so: "scalars", "rows" (a
         number or a bit for each row too) or "leaves"; see `tests/collectives.py`.
+      reads_state: every part of the state decides on the next step; what does not,
+        a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
@@ -47,8 +50,10 @@ class Case:
     params: Callable[[Any], Any] = small_tree
     extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
     dtypes: tuple[str, ...] = ALL_DTYPES
+    whole_numbers: bool = False
     elementwise: bool = True
     exchange: str = "scalars"
+    reads_state: bool = True
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
@@ -61,6 +66,16 @@ class Case:
 def _has_rows(path: str, leaf: Any) -> bool:
     """A selector that every tree of more than scalars has leaves for."""
     return jnp.ndim(leaf) > 0
+
+
+def _is_matrix(path: str, leaf: Any) -> bool:
+    """A selector of some leaves, not all, of every tree."""
+    return jnp.ndim(leaf) > 1
+
+
+def _by_rank(tree: Any) -> Any:
+    """Labels that every tree has: one for scalars, one for the rest."""
+    return jax.tree.map(lambda leaf: "rest" if jnp.ndim(leaf) else "scalars", tree)
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -139,6 +154,20 @@ CASES: dict[str, Case] = {
         lambda params: {"inner": _inner(), "keep_rate": 0.7, "key": 5},
         inject=("keep_rate",),
     ),
+    "ladder": Case(
+        ot.ladder,
+        lambda params: {"inner": _inner(), "side": _is_matrix},
+        # Under Auto axes XLA replicates the zeros, unless a parameter is added to them.
+        elementwise=False,
+    ),
+    "ladder_decayed": Case(
+        ot.ladder,
+        lambda params: {
+            "inner": optax.chain(optax.add_decayed_weights(0.5), _inner()),
+            "side": _is_matrix,
+        },
+        elementwise=False,
+    ),
     "scale_by_lion": Case(
         ot.scale_by_lion, inject=("b1", "b2"), dtypes=REAL_DTYPES, ulps=4
     ),
@@ -207,6 +236,48 @@ CASES: dict[str, Case] = {
         elementwise=False,
         exchange="rows",
     ),
+    "magma": Case(
+        ot.magma,
+        lambda params: {"inner": _inner(), "key": 7},
+        inject=("keep_rate", "temperature", "b1", "smoothing"),
+        elementwise=False,
+        ulps=4,
+    ),
+    "monitor_groups": Case(
+        ot.monitor_groups,
+        lambda params: {"labels": _by_rank},
+        elementwise=False,
+        reads_state=False,
+        ulps=4,
+    ),
+    "scale_by_path": Case(
+        ot.scale_by_path,
+        lambda params: {"factors": {"": 0.7}},
+    ),
+    "scale_by_path_schedule": Case(
+        ot.scale_by_path,
+        lambda params: {
+            "factors": {"": lambda step: jnp.where(step < 1, 0.3, 1.7)},
+        },
+    ),
+    "ema_params": Case(
+        ot.ema_params,
+        lambda params: {"decay": 0.9},
+        inject=("decay",),
+        whole_numbers=True,
+        ulps=4,
+    ),
+    "ema_params_debiased": Case(
+        ot.ema_params,
+        lambda params: {
+            "decay": lambda step: jnp.where(step < 1, 0.5, 0.75),
+            "dtype": jnp.float32,
+            "debias": True,
+            "every": 2,
+        },
+        whole_numbers=True,
+        ulps=4,
+    ),
     "lion": Case(
         ot.lion,
         lambda params: {"learning_rate": 0.5},
@@ -225,6 +296,16 @@ CASES: dict[str, Case] = {
         dtypes=REAL_DTYPES,
         elementwise=False,
         ulps=4,
+    ),
+    "two_timescale": Case(
+        ot.two_timescale,
+        lambda params: {
+            "inner": optax.trace(0.5),
+            "learning_rate": 0.5,
+            "fast": _is_matrix,
+            "fast_learning_rate": 0.25,
+        },
+        inject=("learning_rate", "fast_learning_rate"),
     ),
     "mixed_sign": Case(
         ot.mixed_sign,

@@ -19,8 +19,12 @@ MAY_IMPORT = {
     "selection": {"_core"},
     "transforms": {"_core", "selection"},
     "recipes": {"_core", "selection", "transforms"},
+    "inspection": {"_core", "selection", "transforms"},
     "nn": {"_core", "selection"},
+    "plots": {"_core"},
 }
+# Rooms that need an extra: the facade opens them on use. Their files may share code.
+ON_USE = {"nn": "flax", "plots": "matplotlib"}
 each_file = pytest.mark.parametrize(
     "path", FILES, ids=lambda path: str(path.relative_to(PACKAGE))
 )
@@ -55,7 +59,7 @@ def _wrong_steps(
             continue
         target = name[1] if len(name) > 1 else ""
         inside = target == room
-        sideways = inside and file != "__init__" and room not in ("_core", "nn")
+        sideways = inside and file != "__init__" and room not in {"_core", *ON_USE}
         if sideways or not (inside or target in MAY_IMPORT[room]):
             wrong.add(".".join(name))
     return wrong
@@ -83,15 +87,16 @@ def test_imports_point_down(path: Path) -> None:
     if room:
         assert not _wrong_steps(_imports(path), room[0], path.stem)
     else:
-        # The facade: any room but nn, which needs Flax.
+        # The facade: any room but those that need an extra.
         targets = {name[1] for name in _imports(path) if name[0] == "optaxtricks"}
-        assert targets <= set(MAY_IMPORT) - {"nn"}
+        assert targets <= set(MAY_IMPORT) - set(ON_USE)
 
 
 @each_file
 def test_only_public_names_of_the_dependencies(path: Path) -> None:
-    room = path.parent.relative_to(PACKAGE).parts[:1]
-    allowed = OUTSIDE | {"optaxtricks"} | ({"flax"} if room == ("nn",) else set())
+    room = (*path.parent.relative_to(PACKAGE).parts, "")[0]
+    extra = {ON_USE[room]} if room in ON_USE else set()
+    allowed = OUTSIDE | {"optaxtricks"} | extra
     for name in _imports(path):
         assert name[0] in allowed, name
         private = [part for part in name[1:] if part.startswith("_")]
@@ -131,13 +136,24 @@ def test_importing_the_package_imports_no_extra() -> None:
     assert not loaded & extras
 
 
-def test_the_room_for_flax_opens_on_use_and_names_the_extra() -> None:
-    use = "import optaxtricks as ot\nprint(ot.nn.RowEmbed.__name__)"
-    assert _printed(use) == "RowEmbed\n"
-    missing = (
-        "import sys\nsys.modules['flax'] = None\nimport optaxtricks as ot\n"
-        "try:\n  ot.nn\nexcept ImportError as error:\n  print(error)"
+@pytest.mark.parametrize(
+    ("use", "package", "extra"),
+    [("nn.RowEmbed", "flax", "flax"), ("plots.update_rms", "matplotlib", "plots")],
+)
+def test_a_room_with_an_extra_opens_on_use_and_names_it(
+    use: str, package: str, extra: str
+) -> None:
+    room, _, name = use.partition(".")
+    assert (
+        _printed(f"import optaxtricks as ot\nprint(ot.{use}.__name__)") == f"{name}\n"
     )
-    assert "pip install 'optaxtricks[flax]'" in _printed(missing)
+    missing = (
+        f"import sys\nsys.modules['{package}'] = None\nimport optaxtricks as ot\n"
+        f"try:\n  ot.{room}\nexcept ImportError as error:\n  print(error)"
+    )
+    assert f"pip install 'optaxtricks[{extra}]'" in _printed(missing)
+
+
+def test_other_names_are_an_error() -> None:
     with pytest.raises(AttributeError, match="'optaxtricks' has no attribute 'no'"):
         _ = optaxtricks.no

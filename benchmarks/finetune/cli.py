@@ -7,6 +7,7 @@ import pathlib
 
 from .errors import InputError
 from .recipes import RECIPES
+from .task import BUILT_IN, DEFAULT_TASK
 
 # The quick comparison has eight minutes on two cores, installation included.
 QUICK = {
@@ -16,6 +17,7 @@ QUICK = {
 }
 FULL = {"recipes": list(RECIPES), "seeds": 5, "evaluations": 3}
 STEPS = 150
+LENGTH = 32
 RESULTS = pathlib.Path("benchmarks/results")
 
 
@@ -39,9 +41,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.steps = options.steps or STEPS
     options.seeds = options.seeds or size["seeds"]
     options.evaluations = min(size["evaluations"], options.steps)
-    options.out = options.out or RESULTS / f"finetune{'' if options.full else '-quick'}"
+    task = BUILT_IN.get(options.task)
+    options.length = options.length or (task.length if task else LENGTH)
+    options.out = options.out or RESULTS / _folder(options)
     check_writable(options.out)
     return options
+
+
+def _folder(options: argparse.Namespace) -> str:
+    """Every task has its own table, and so has the quick comparison."""
+    task = pathlib.Path(options.task).name
+    parts = ["finetune", *([] if task == DEFAULT_TASK else [task])]
+    return "-".join([*parts, *([] if options.full else ["quick"])])
 
 
 def _parser() -> Parser:
@@ -51,14 +62,19 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--checkpoint", type=pathlib.Path, metavar="DIR", help="BERT or RoBERTa folder")
-    add("--task", type=pathlib.Path, metavar="DIR", help="train.jsonl and dev.jsonl")
+    add(
+        "--task",
+        default=DEFAULT_TASK,
+        metavar="TASK",
+        help=f"{', '.join(BUILT_IN)}, or a folder with train.jsonl and dev.jsonl",
+    )
     add("--recipes", nargs="+", metavar="NAME", help=f"of {', '.join(RECIPES)}")
     add("--full", action="store_true", help="rate grid, then several seeds; resumable")
     add("--steps", type=count, help=f"training steps ({STEPS})")
     add("--seeds", type=count, help="runs of each recipe (1; with --full 5)")
-    add("--learning-rate", type=_rate, help="one peak rate for all recipes")
+    add("--learning-rate", type=rate, help="one peak rate for all recipes")
     add("--batch-size", type=count, default=16)
-    add("--length", type=count, default=32, help="tokens of a text that are read")
+    add("--length", type=count, help=f"tokens that are read ({LENGTH}, or the task's)")
     add("--out", type=pathlib.Path, metavar="DIR", help="folder for the results")
     return parser
 
@@ -70,7 +86,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float:
+def rate(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """From checked options to the results of every recipe."""
 
 import argparse
-import datetime
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +12,7 @@ from . import report
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InputError
 from .experiment import (
+    FINGERPRINTS,
     GRID_SEED,
     Run,
     Store,
@@ -20,9 +21,11 @@ from .experiment import (
     grid_runs,
     seed_runs,
 )
+from .fisher import Fisher
+from .problem import Problem
 from .recipes import RECIPES
 from .task import Task, encode, open_task
-from .train import Evaluator, Masks, Problem, Program
+from .train import Evaluator, Program
 
 
 def prepare(options: argparse.Namespace) -> tuple[Problem, Checkpoint, Task]:
@@ -53,6 +56,9 @@ def prepare(options: argparse.Namespace) -> tuple[Problem, Checkpoint, Task]:
         steps=options.steps,
         batch_size=options.batch_size,
     )
+    for name in options.recipes:
+        # Rejects a checkpoint whose widths a recipe's model cannot have.
+        _ = dataclasses.replace(problem, make=RECIPES[name].model).model
     return problem, checkpoint, task
 
 
@@ -61,8 +67,11 @@ class Comparison:
 
     def __init__(self, problem: Problem, store: Store, recipes: list[str]):
         self._problem, self._store = problem, store
-        self._evaluate = Evaluator(problem)
-        self._masks = Masks(problem, recipes)
+        models = {RECIPES[name].model for name in recipes}
+        self._evaluators = {
+            make: Evaluator(dataclasses.replace(problem, make=make)) for make in models
+        }
+        self._fisher = Fisher(problem, recipes)
         self._programs = {name: Program(problem, RECIPES[name]) for name in recipes}
 
     def carry_out(self, runs: list[Run], title: str) -> list[dict[str, Any]]:
@@ -88,8 +97,8 @@ class Comparison:
             _, record = self._programs[run.recipe].run(
                 learning_rate=run.learning_rate,
                 seed=run.seed,
-                mask=self._masks.get(run.recipe, run.seed),
-                evaluate=self._evaluate,
+                derived=self._fisher.get(run.recipe, run.seed),
+                evaluate=self._evaluators[RECIPES[run.recipe].model],
                 evaluations=run.evaluations,
                 advance=advance,
             )
@@ -118,10 +127,17 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         rates = best_rates(grid)
     runs = seed_runs(rates, options.seeds, options.evaluations)
     records = comparison.carry_out(runs, "comparison")
+    entries = report.summarise(records)
+    where = settings.pop("environment")
+    for name, entry in entries.items():
+        entry |= {"environment": where, "fingerprint": FINGERPRINTS[name]}
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": _command(options),
-        "settings": settings,
+        "settings": {
+            **settings,
+            "full": options.full,
+            "evaluations": options.evaluations,
+        },
+        "checkpoint": options.checkpoint.name if options.checkpoint else "default",
         "task": {
             "name": task.name,
             "classes": len(task.labels),
@@ -129,16 +145,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "dev": len(task.dev),
         },
         "learning_rate_grid": _grid(grid),
-        "recipes": report.summarise(records),
+        "recipes": entries,
     }
-
-
-def _command(options: argparse.Namespace) -> dict[str, Any]:
-    """The options; of folders only the names, as their place says nothing."""
-    shown = {key: value for key, value in vars(options).items() if key != "out"}
-    for key in ("checkpoint", "task"):
-        shown[key] = shown[key].name if shown[key] else "default"
-    return shown
 
 
 def _grid(records: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -167,10 +167,15 @@ class Attention(nnx.Module):
         query, key, value = (
             layer(x).reshape(split) for layer in (self.query, self.key, self.value)
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+        return self.output(self.mix(query, key, value, bias).reshape(x.shape))
+
+    def mix(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Means of the values, weighted by the softmax of the scores."""
+        scores = jnp.einsum("...qhd,...khd->...hqk", query, key)
         weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5 + bias, axis=-1)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
+        return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
 
 class Layer(nnx.Module):
@@ -206,12 +211,22 @@ class Encoder(nnx.Module):
     def __call__(
         self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
     ) -> jax.Array:
-        hidden = self.embeddings(ids, types, **dropout)
-        lowest = jnp.finfo(hidden.dtype).min
-        bias = jnp.where(mask[:, None, None, :], 0.0, lowest).astype(hidden.dtype)
+        return self.taps(ids, types, mask, **dropout)[-1]
+
+    def taps(
+        self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
+    ) -> list[jax.Array]:
+        """The embeddings, then the hidden states after every layer."""
+        states = [self.embeddings(ids, types, **dropout)]
+        bias = attention_bias(mask, states[0].dtype)
         for layer in self.layers:
-            hidden = layer(hidden, bias, **dropout)
-        return hidden
+            states.append(layer(states[-1], bias, **dropout))
+        return states
+
+
+def attention_bias(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """What is added to attention scores, so that no token sees padding."""
+    return jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)
 
 
 class Classifier(nnx.Module):
@@ -225,7 +240,10 @@ class Classifier(nnx.Module):
     def __call__(
         self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
     ) -> jax.Array:
-        hidden = self.encoder(ids, types, mask, **dropout)
+        return self.classify(self.encoder(ids, types, mask, **dropout), mask, **dropout)
+
+    def classify(self, hidden: jax.Array, mask: jax.Array, **dropout: Any) -> jax.Array:
+        """Class scores of hidden states."""
         weights = mask.astype(hidden.dtype)
         pooled = jnp.einsum("bld,bl->bd", hidden, weights)
         pooled = pooled / weights.sum(axis=-1, keepdims=True)

@@ -1,9 +1,9 @@
 """Which runs a comparison needs, and the store of those already finished."""
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import pathlib
@@ -14,15 +14,17 @@ from typing import Any
 
 import jax
 
-from . import recipes as recipe_book
+from .fingerprint import fingerprint
+from .fisher import FISHER_EXAMPLES
+from .problem import HEAD_SCALE, KEY_KIND
 from .recipes import RECIPES
-from .train import FISHER_EXAMPLES, HEAD_SCALE, KEY_KIND, WARM_UP
+from .train import WARM_UP
 
 # Raise this when training changes in a way that the fingerprint cannot see.
 REVISION = 1
 GRID_SEED = 1000
 # Read at import: the file may be edited while a long comparison runs.
-SOURCES = {name: inspect.getsource(recipe.build) for name, recipe in RECIPES.items()}
+FINGERPRINTS = {name: fingerprint(recipe) for name, recipe in RECIPES.items()}
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "tokenizers", "optaxtricks")
 
 
@@ -47,12 +49,11 @@ class Store:
         content = {
             **self._common,
             **dataclasses.asdict(run),
-            "recipe_source": SOURCES[run.recipe],
-            "mask_rule": repr(RECIPES[run.recipe].mask),
+            "recipe_fingerprint": FINGERPRINTS[run.recipe],
         }
         text = json.dumps(content, sort_keys=True)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        name = f"{run.recipe}-lr{run.learning_rate:g}-seed{run.seed}-{fingerprint}.json"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        name = f"{run.recipe}-lr{run.learning_rate:g}-seed{run.seed}-{digest}.json"
         return self._folder / name
 
     def find(self, run: Run) -> dict[str, Any] | None:
@@ -65,7 +66,7 @@ class Store:
     def get(self, run: Run, train: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
         """The record of a run, training it if it is not there yet."""
         if (record := self.find(run)) is None:
-            record = {**dataclasses.asdict(run), **train(run)}
+            record = {**dataclasses.asdict(run), "date": _today(), **train(run)}
             write_atomically(self.path(run), json.dumps(record, indent=1).encode())
         return record
 
@@ -82,6 +83,10 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def environment() -> dict[str, Any]:
@@ -106,11 +111,6 @@ def common_settings(
     *, checkpoint: str, task: str, steps: int, batch_size: int, length: int
 ) -> dict[str, Any]:
     """All that determines a run beside its recipe, learning rate and seed."""
-    constants = {
-        name: getattr(recipe_book, name)
-        for name in dir(recipe_book)
-        if name.isupper() and name != "RECIPES"
-    }
     return {
         "revision": REVISION,
         "checkpoint": checkpoint,
@@ -122,7 +122,6 @@ def common_settings(
         "head_scale": HEAD_SCALE,
         "fisher_examples": FISHER_EXAMPLES,
         "dropout_key": KEY_KIND,
-        "recipe_constants": constants,
         "environment": environment(),
     }
 

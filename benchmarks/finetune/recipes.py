@@ -12,6 +12,10 @@ import optax
 
 import optaxtricks as ot
 
+from .adaptation import AdapterClassifier, LoRAClassifier
+from .encoder import Classifier
+from .side_network import LadderClassifier, pruned_side
+
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.01
 KEEP_FRACTION = 0.3  # Child-Tuning, both variants, and update dropout
@@ -21,6 +25,10 @@ FISH_FRACTION = 0.005
 LAYERS = r"^encoder/layers/"
 ENCODER = r"^encoder/"
 HEAD = r"^head/"
+LORA = r"/lora_[ab]/|^head/"
+BIASES = r"bias$|^head/"
+ADAPTERS = r"_adapter/|norm/|^head/"  # LayerNorms too, as in the paper
+SIDE = r"^(side|head)/"
 DECAYED = r"(kernel|embedding)$"  # neither biases nor LayerNorm scales
 
 
@@ -51,14 +59,38 @@ def full(setup: Setup) -> optax.GradientTransformation:
     )
 
 
-def head(setup: Setup) -> optax.GradientTransformation:
-    """The classifier alone; the encoder's gradient is never computed."""
-    tune = optax.chain(
+def tune(setup: Setup, where: str) -> optax.GradientTransformation:
+    """AdamW on some leaves; the others have neither gradient nor state."""
+    chain = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         adamw(setup.learning_rate),
     )
-    labels = ot.label_by_path({HEAD: "tune"}, default="freeze")
-    return optax.partition({"tune": tune, "freeze": optax.set_to_zero()}, labels)
+    return ot.ladder(chain, side=where)
+
+
+def head(setup: Setup) -> optax.GradientTransformation:
+    """The classifier alone, on a frozen encoder."""
+    return tune(setup, HEAD)
+
+
+def bitfit(setup: Setup) -> optax.GradientTransformation:
+    """BitFit: every bias, and the head."""
+    return tune(setup, BIASES)
+
+
+def lora(setup: Setup) -> optax.GradientTransformation:
+    """LoRA: low-rank additions to the query and value matrices, and the head."""
+    return tune(setup, LORA)
+
+
+def adapters(setup: Setup) -> optax.GradientTransformation:
+    """Adapters: two bottlenecks a layer, every LayerNorm, and the head."""
+    return tune(setup, ADAPTERS)
+
+
+def ladder(setup: Setup) -> optax.GradientTransformation:
+    """Ladder side-tuning: a side network, and the head."""
+    return tune(setup, SIDE)
 
 
 def child_tuning_d(setup: Setup) -> optax.GradientTransformation:
@@ -140,13 +172,17 @@ class MaskRule:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A chain, the leaves that it trains, and its mask rule if it has one."""
+    """A chain, the leaves that it trains, and the model that has them."""
 
     build: Callable[[Setup], optax.GradientTransformation]
     learning_rate: float  # the best of the full comparison's grid
     grid: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
-    trains: str = ""
+    trains: str = ""  # only these leaves are differentiated
     mask: MaskRule | None = None
+    model: Callable[..., Classifier] = Classifier
+    # From configuration, encoder and Fisher information to initial values.
+    start: Callable[[Any, Any, Any], Any] | None = None
+    cached: bool = False  # trains on hidden states computed once
 
     def trained(self, params: Any, mask: Any) -> int:
         """Number of parameters that the recipe may move."""
@@ -162,9 +198,34 @@ class Recipe:
         return sum(jax.tree.leaves(sizes))
 
 
+LADDER = Recipe(
+    ladder,
+    4e-3,
+    (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    trains=SIDE,
+    model=LadderClassifier,
+)
 RECIPES = {
     "full": Recipe(full, 4e-4),
     "head": Recipe(head, 4e-2, grid=(1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1), trains=HEAD),
+    "bitfit": Recipe(bitfit, 4e-3, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), trains=BIASES),
+    "lora": Recipe(
+        lora,
+        2e-3,
+        (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        trains=LORA,
+        model=LoRAClassifier,
+    ),
+    "adapters": Recipe(
+        adapters,
+        2e-3,
+        (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        trains=ADAPTERS,
+        model=AdapterClassifier,
+    ),
+    "ladder": LADDER,
+    "ladder_pruned": dataclasses.replace(LADDER, start=pruned_side),
+    "ladder_cached": dataclasses.replace(LADDER, cached=True),
     "child_tuning_d": Recipe(
         child_tuning_d, 4e-4, mask=MaskRule(KEEP_FRACTION, LAYERS)
     ),

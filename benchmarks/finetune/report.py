@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 Records = list[dict[str, Any]]
+Entries = dict[str, dict[str, Any]]
 
 # Okabe and Ito's colours, which differ for colour-blind readers too; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -26,30 +27,62 @@ def mean_and_error(values: list[float]) -> tuple[float, float | None]:
     return mean, statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summarise(records: Records) -> dict[str, dict[str, Any]]:
+def summarise(records: Records) -> Entries:
     """One entry for each recipe, in the order of first appearance."""
     by_recipe: dict[str, Records] = {}
     for record in records:
         by_recipe.setdefault(record["recipe"], []).append(record)
-    baseline = {r["seed"]: r["accuracy"] for r in by_recipe.get(BASELINE, [])}
-    return {name: _entry(name, runs, baseline) for name, runs in by_recipe.items()}
+    return compared({name: _entry(runs) for name, runs in by_recipe.items()})
 
 
-def _entry(name: str, runs: Records, baseline: dict[int, float]) -> dict[str, Any]:
-    mean, error = mean_and_error([r["accuracy"] for r in runs])
+def compared(entries: Entries) -> Entries:
+    """Entries with their differences to full fine-tuning, as far as it is among them.
+
+    Paired by seed: equal seeds share the batch order and the fresh head.
+    """
+    full, baseline = entries.get(BASELINE), {}
+    if full and full["accuracies"] is not None:
+        baseline = dict(zip(full["seeds"], full["accuracies"], strict=True))
+    return {
+        name: entry
+        | {
+            "difference_to_full": None
+            if name == BASELINE
+            else _difference(entry, baseline)
+        }
+        for name, entry in entries.items()
+    }
+
+
+def _entry(runs: Records) -> dict[str, Any]:
+    accuracies = [r["accuracy"] for r in runs]
+    mean, error = mean_and_error(accuracies)
     first = runs[0]
     return {
+        "date": max(r["date"] for r in runs),
         "learning_rate": first["learning_rate"],
         "seeds": [r["seed"] for r in runs],
+        "accuracies": accuracies,
         "accuracy": {"mean": mean, "standard_error": error},
-        "difference_to_full": None if name == BASELINE else _difference(runs, baseline),
         "curve": _curve(runs),
+        "first_epoch_loss": _loss(runs),
         "trained_parameters": first["trained_parameters"],
         "optimizer_state_bytes": first["optimizer_state_bytes"],
         "peak_temporary_bytes": max(r["peak_temporary_bytes"] for r in runs),
         # The least of the runs' medians: other load on the machine can only add.
         "step_ms": min(r["step_ms"] for r in runs),
+        "epoch_seconds": min(r["epoch_seconds"] for r in runs),
+        "caching_seconds": first["caching_seconds"],
     }
+
+
+def _loss(runs: Records) -> dict[str, Any] | None:
+    """Mean and standard error; None where a run diverged."""
+    losses = [r["first_epoch_loss"] for r in runs]
+    if None in losses:
+        return None
+    mean, error = mean_and_error(losses)
+    return {"mean": mean, "standard_error": error}
 
 
 def _curve(runs: Records) -> list[dict[str, Any]]:
@@ -60,9 +93,13 @@ def _curve(runs: Records) -> list[dict[str, Any]]:
     return points
 
 
-def _difference(runs: Records, baseline: dict[int, float]) -> dict[str, Any] | None:
-    """Paired by seed: equal seeds share the batch order and the fresh head."""
-    gaps = [r["accuracy"] - baseline[r["seed"]] for r in runs if r["seed"] in baseline]
+def _difference(
+    entry: dict[str, Any], baseline: dict[int, float]
+) -> dict[str, Any] | None:
+    if entry["accuracies"] is None:  # an early table's, which has means alone
+        return entry["difference_to_full"]
+    pairs = zip(entry["seeds"], entry["accuracies"], strict=True)
+    gaps = [accuracy - baseline[seed] for seed, accuracy in pairs if seed in baseline]
     if not gaps:
         return None
     mean, error = mean_and_error(gaps)
@@ -126,6 +163,12 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         rates = [float(rate) for rate in scores]
         if results["recipes"][name]["learning_rate"] in (min(rates), max(rates)):
             lines.append(f"{name}: the best learning rate is at its grid's edge")
+    for name, entry in results["recipes"].items():
+        if (seconds := entry["caching_seconds"]) is not None:
+            lines.append(
+                f"{name}: an epoch takes {entry['epoch_seconds']:.1f} s, after "
+                f"{seconds:.1f} s once for the encoder's hidden states"
+            )
     return lines
 
 

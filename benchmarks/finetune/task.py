@@ -4,16 +4,33 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tokenizers
 
+from .docstring_pairs import pair_task
 from .docstrings import docstring_task
 from .encoder import EncoderConfig
 from .errors import InputError
 
 Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A task made on the spot, and how many tokens hold most of its texts."""
+
+    make: Callable[[], tuple[list[Row], list[Row]]]
+    length: int
+
+
+BUILT_IN = {
+    "stdlib-docstrings": BuiltIn(docstring_task, 32),
+    "stdlib-pairs": BuiltIn(pair_task, 64),
+}
+DEFAULT_TASK = "stdlib-docstrings"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +69,15 @@ class Examples:
         return {k: v[rows] for k, v in vars(self).items()}
 
 
-def open_task(folder: pathlib.Path | None) -> Task:
-    """Reads and checks a task folder; None means the docstring task."""
-    if folder is None:
-        return Task("docstrings", *docstring_task())
+def open_task(name: str | pathlib.Path = DEFAULT_TASK) -> Task:
+    """A built-in task by its name, or a task folder, read and checked."""
+    if str(name) in BUILT_IN:
+        return Task(str(name), *BUILT_IN[str(name)].make())
+    folder = pathlib.Path(name)
     if not folder.is_dir():
-        raise InputError(f"--task: {folder} is not a folder.")
+        raise InputError(
+            f"--task: {folder} is not a folder and not one of {list(BUILT_IN)}."
+        )
     task = Task(folder.name, *(_read(folder / f"{s}.jsonl") for s in ("train", "dev")))
     for name, rows in (("train", task.train), ("dev", task.dev)):
         paired = sum("text_b" in row for row in rows)

@@ -1,9 +1,12 @@
 """The one place where an `init` and an `update` become an Optax transformation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
 import optax
+
+from .paths import OneLeaf, leaves_with_paths
 
 S = TypeVar("S")
 
@@ -23,14 +26,43 @@ class Update(Protocol[S]):
 
 
 def transformation(
-    init: Callable[[optax.Params], S], update: Update[S]
+    init: Callable[[optax.Params], S], update: Update[S], *, one_leaf: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Pairs `init` with `update`; a type checker sees that their states agree.
+
+    Unless `one_leaf` says that `update` knows of them, updates that hold nodes which
+    stand for one leaf, as a RowSparse does, are an error: taken for the arrays that
+    they are made of, they would come out wrong.
 
     Optax's own constructor wants functions of *any* state, which no typed
     closure is; the two casts live here so that no other file needs one.
     """
     return optax.GradientTransformationExtraArgs(
         cast(optax.TransformInitFn, init),
-        cast(optax.TransformUpdateExtraArgsFn, update),
+        cast(
+            optax.TransformUpdateExtraArgsFn,
+            update if one_leaf else _of_arrays(update),
+        ),
     )
+
+
+def _of_arrays(update: Update[S]) -> Update[S]:
+    """The update function, for trees of arrays alone."""
+
+    @functools.wraps(update)
+    def checked(
+        updates: optax.Updates,
+        state: S,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, S]:
+        for path, leaf in leaves_with_paths(updates):
+            if isinstance(leaf, OneLeaf):
+                raise TypeError(
+                    f"the gradient at {path!r} is a {type(leaf).__name__}, which only "
+                    "lazy_rows takes: put this transformation inside lazy_rows, or let "
+                    "optax.partition keep it from that leaf."
+                )
+        return update(updates, state, params, **extra_args)
+
+    return checked

@@ -1,7 +1,7 @@
 """Every argument check. Concrete values are examined; traced ones pass unexamined."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,52 +14,41 @@ from .paths import leaves_with_paths, listing
 
 def fraction(**named: Any) -> None:
     """Rejects a number outside (0, 1]; a schedule (callable) or tracer passes."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=True)
-        if number is not None and not 0.0 < number <= 1.0:
-            raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
+    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]", schedule=True)
 
 
 def fixed_fraction(**named: Any) -> None:
     """Rejects all but a number in (0, 1] that is known at once."""
     for name, value in named.items():
-        number = _concrete(name, value, schedule=False)
-        if number is None:
+        if _concrete(name, value, schedule=False) is None:
             raise TypeError(f"{name} must be a number, not a traced value.")
-        if not 0.0 < number <= 1.0:
-            raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
+    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]")
 
 
 def open_fraction(**named: Any) -> None:
     """Rejects a number outside (0, 1), both ends excluded; a tracer passes."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=False)
-        if number is not None and not 0.0 < number < 1.0:
-            raise ValueError(f"{name} must lie in (0, 1), got {value!r}.")
+    _bounded(named, lambda x: 0.0 < x < 1.0, "lie in (0, 1)")
 
 
-def unit_interval(**named: Any) -> None:
-    """Rejects a number outside [0, 1]; a schedule (callable) or tracer passes."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=True)
-        if number is not None and not 0.0 <= number <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+def unit_interval(*, schedule: bool = True, **named: Any) -> None:
+    """Rejects a number outside [0, 1]; a tracer and, if allowed, a schedule pass."""
+    _bounded(named, lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]", schedule=schedule)
 
 
 def non_negative(**named: Any) -> None:
     """Rejects a number below zero (NaN and infinity included)."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=False)
-        if number is not None and not 0.0 <= number < np.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+    _bounded(named, lambda x: 0.0 <= x < np.inf, "be at least 0 and finite")
 
 
 def rate(**named: Any) -> None:
     """Rejects a number below zero or not finite; a schedule or tracer passes."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=True)
-        if number is not None and not 0.0 <= number < np.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+    finite = "be at least 0 and finite"
+    _bounded(named, lambda x: 0.0 <= x < np.inf, finite, schedule=True)
+
+
+def positive(**named: Any) -> None:
+    """Rejects a number that is not above zero (NaN and infinity included)."""
+    _bounded(named, lambda x: 0.0 < x < np.inf, "be positive and finite")
 
 
 def float_dtype(**named: Any) -> Any:
@@ -74,14 +63,6 @@ def float_dtype(**named: Any) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be a floating dtype, got {value!r}.")
     return dtype
-
-
-def positive(**named: Any) -> None:
-    """Rejects a number that is not above zero (NaN and infinity included)."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=False)
-        if number is not None and not 0.0 < number < np.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
 
 
 def positive_int(**named: Any) -> None:
@@ -109,6 +90,15 @@ def flag(**named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def pair(out: Any) -> tuple[Any, Any]:
+    """What a loss with auxiliary output gave."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(
+            f"with has_aux, loss_fn must give a pair (value, aux), got {type(out)}."
+        )
+    return out
 
 
 def array(**named: Any) -> jax.Array:
@@ -140,6 +130,12 @@ def function(**named: Any) -> None:
             raise TypeError(f"{name} must be callable, got {value!r}.")
 
 
+def loss_function(loss_fn: Any, *, has_aux: Any) -> None:
+    """Rejects what cannot be differentiated, and a flag that is none."""
+    function(loss_fn=loss_fn)
+    flag(has_aux=has_aux)
+
+
 def path(**named: Any) -> None:
     """Rejects all but paths of files and folders."""
     for name, value in named.items():
@@ -154,12 +150,6 @@ def optimizer(**named: Any) -> None:
             raise TypeError(
                 f"{name} must be an optax.GradientTransformation, got {value!r}."
             )
-
-
-def arrays(tree: Any, *, by: str) -> None:
-    """Rejects leaves that are neither arrays nor numbers."""
-    for path, leaf in leaves_with_paths(tree):
-        _dtype(path, leaf, by, "a closure")
 
 
 def inexact_leaves(
@@ -186,6 +176,14 @@ def inexact_leaves(
                 f"{by} is not defined for complex numbers, but the leaf at {path!r} "
                 f"has dtype {dtype}."
             )
+
+
+def array_leaves(
+    tree: Any, *, by: str, remedy: str = "optax.masked or optax.partition"
+) -> None:
+    """Rejects leaves that are no arrays."""
+    for path, leaf in leaves_with_paths(tree):
+        _dtype(path, leaf, by, remedy)
 
 
 def finite_leaves(tree: Any, *, what: str) -> None:
@@ -260,6 +258,20 @@ def _dtype(path: str, leaf: Any, by: str, remedy: str) -> Any:
         f"{by} needs arrays, but the leaf at {path!r} is a {type(leaf).__name__}; "
         f"leave it out with {remedy}."
     )
+
+
+def _bounded(
+    named: Mapping[str, Any],
+    within: Callable[[float], bool],
+    text: str,
+    *,
+    schedule: bool = False,
+) -> None:
+    """Rejects a known number that is not within bounds; `text` says what it must."""
+    for name, value in named.items():
+        number = _concrete(name, value, schedule=schedule)
+        if number is not None and not within(number):
+            raise ValueError(f"{name} must {text}, got {value!r}.")
 
 
 def _concrete(name: str, value: Any, *, schedule: bool) -> float | None:

@@ -9,6 +9,10 @@ import optax
 _VALUE = jax.tree_util.GetAttrKey("value")
 
 
+class OneLeaf:
+    """A pytree node of several arrays that stands for one leaf, as a row-sparse one."""
+
+
 def nodes_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves and holes of `tree` with their paths, in JAX's leaf order.
 
@@ -17,7 +21,9 @@ def nodes_with_paths(tree: Any) -> list[tuple[str, Any]]:
     (as `nnx.Optimizer` passes to `init`) and plain arrays (as it passes to `update`)
     the same path.
     """
-    found = jax.tree.leaves_with_path(tree, is_leaf=is_hole)
+    found = jax.tree.leaves_with_path(
+        tree, is_leaf=lambda node: is_hole(node) or isinstance(node, OneLeaf)
+    )
     steps = [(keys[:i], key) for keys, _ in found for i, key in enumerate(keys)]
     boxes = {parent for parent, key in steps if key == _VALUE}
     if boxes:
@@ -34,6 +40,14 @@ def joined(keys: tuple[Any, ...]) -> str:
 def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of `tree` with their paths, in JAX's leaf order."""
     return [(path, node) for path, node in nodes_with_paths(tree) if not is_hole(node)]
+
+
+def flatten(tree: Any, *, with_none: bool = False) -> tuple[list[Any], Any]:
+    """As `jax.tree.flatten`, with the leaves of :func:`leaves_with_paths`."""
+    return jax.tree.flatten(
+        tree,
+        is_leaf=lambda node: isinstance(node, OneLeaf) or (with_none and node is None),
+    )
 
 
 def is_hole(node: Any) -> bool:

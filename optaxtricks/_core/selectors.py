@@ -40,6 +40,22 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     return found
 
 
+def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
+    """As `matches`, for a choice that must leave something over.
+
+    Where Optax masked leaves out, those may be what is left over.
+    """
+    found, gaps = matches(tree, selector, name=name), holes(tree)
+    paths = [path for path, _ in leaves_with_paths(tree)] + gaps
+    chosen = _predicate(selector, paths, name)
+    rest = callable(selector) or not all(_covers(chosen, path) for path in gaps)
+    if found and all(found) and not (gaps and rest):
+        raise ValueError(
+            f"{name} {describe(selector)} matches every leaf. Paths: {listing(paths)}."
+        )
+    return found
+
+
 def row_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     """As `matches`, for leaves that must have rows: a scalar is an error."""
     found = matches(tree, selector, name=name)

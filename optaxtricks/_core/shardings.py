@@ -15,6 +15,15 @@ def typed_sharding(x: Any) -> Any:
     return sharding
 
 
+def replicated(x: Any) -> Any:
+    """The array whole on every device, where its type says how it is sharded."""
+    sharding = typed_sharding(x)
+    if sharding is None:
+        return x
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(x, whole)
+
+
 def whole_rows(x: Any) -> Any:
     """That of some rows of `x`: each on all devices that have a part of a row."""
     sharding = typed_sharding(x)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import errors, nnx
 
 from .._core import checks
+from .._core.row_ids import in_range
 from .._core.shardings import typed_sharding
 from ..selection.row_sparse import RowSparse
 
@@ -114,7 +115,8 @@ def zero_shifts(trace: Callable[[], Mapping[str, list[jax.Array]]]) -> Any:
 def row_sparse(table: jax.Array, ids: list[Any], cotangents: list[Any]) -> RowSparse:
     """All look-ups in one table as its gradient."""
     row_shape = table.shape[1:]
-    flat_ids = [_whole(x).reshape(-1).astype(jnp.int32) for x in ids]
+    # Out of range, rows read NaN and have no gradient, known or not.
+    flat_ids = [in_range(_whole(x).reshape(-1), table.shape[0]) for x in ids]
     rows = [_whole(x).reshape(-1, *row_shape) for x in cotangents]
     return RowSparse.from_lookup(
         jnp.concatenate([jnp.zeros(0, jnp.int32), *flat_ids]),

@@ -1,5 +1,6 @@
 """An NNX embedding, and a gradient of the rows that it looked up."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,20 +96,23 @@ def row_value_and_grad(
     of ``jit`` every call traces.
 
     Args:
-      loss_fn: ``loss_fn(model, *args)``, a scalar; with ``has_aux``, a pair of it and
-        anything else. It should look up the same number of rows whenever it is called.
+      loss_fn: ``loss_fn(model, *args, **kwargs)``, a scalar; with ``has_aux``, a pair
+        of it and anything else. It should look up the same number of rows whenever it
+        is called.
       has_aux: whether ``loss_fn`` gives a pair.
 
     Returns:
-      A function of ``(model, *args)``, all by position, which gives the value, or
-      the pair ``(value, aux)``, and the gradient: an ``nnx.State`` over ``nnx.Param``
-      with a :class:`RowSparse` at the table of every :class:`RowEmbed`. Its rows have
-      the table's dtype. A table that was not looked up gets one of no rows.
+      A function of ``(model, *args, **kwargs)``, with modules by position, which gives
+      the value, or the pair ``(value, aux)``, and the gradient: an ``nnx.State`` over
+      ``nnx.Param`` with a :class:`RowSparse` at the table of every :class:`RowEmbed`.
+      Its rows have the table's dtype. A table that was not looked up gets one of no
+      rows.
 
     Raises:
-      TypeError: ``loss_fn`` is no function, or ``has_aux`` no bool.
       ValueError: from the function, a model without a :class:`RowEmbed`, one called
         inside a transformation, or a table that is used in another way.
+      TypeError: an argument of the wrong kind; from the function, a model that is no
+        ``nnx.Module``, or a loss that gives no pair for ``has_aux``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -122,10 +126,12 @@ def row_value_and_grad(
       ([1, 3, 5], [[2.0], [4.0], [0.0]])
     """
 
-    checks.function(loss_fn=loss_fn)
-    checks.flag(has_aux=has_aux)
+    checks.loss_function(loss_fn, has_aux=has_aux)
 
-    def value_and_grad(model: Any, *args: Any) -> Any:
+    def value_and_grad(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"model must be one nnx.Module, got {type(model)}.")
+        call = functools.partial(loss_fn, **kwargs)
         tables = _tables(model)
         if not tables:
             raise ValueError("row_value_and_grad needs a model with a RowEmbed.")
@@ -133,11 +139,11 @@ def row_value_and_grad(
         def trace() -> Any:
             # Copies, so that the model's counters and statistics stay.
             copied, *rest = nnx.clone((model, *args))
-            return _taped(loss_fn, copied, rest, None, 0.0)[1].rows
+            return _taped(call, copied, rest, None, 0.0)[1].rows
 
         def loss(model: Any, extra: Any, *args: Any) -> Any:
-            out, tape = _taped(loss_fn, model, args, *extra)
-            value, aux = out if has_aux else (out, None)
+            out, tape = _taped(call, model, args, *extra)
+            value, aux = checks.pair(out) if has_aux else (out, None)
             return value, (aux, tape.ids)
 
         extra = zero_shifts(trace), jnp.zeros(())

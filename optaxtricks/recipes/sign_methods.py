@@ -8,7 +8,6 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.selectors import Selector, describe, matches
-from ..selection import select
 from ..transforms import (
     at_window_end,
     scale_by_lion,
@@ -208,14 +207,15 @@ def tiger(
 
 
 def _by_rank(tree: Any, embeddings: Selector | None) -> Any:
+    """The label of each leaf; that no matrix is among `embeddings` is an error."""
+    leaves, layout = jax.tree.flatten(tree)
+    labels = ["matrix" if jnp.ndim(x) > 1 else "vector" for x in leaves]
     if embeddings is not None:
-        chosen = matches(tree, embeddings, name="embeddings")
-        ranks = [
-            jnp.ndim(x) for x, c in zip(jax.tree.leaves(tree), chosen, strict=True) if c
-        ]
-        if ranks and max(ranks) < 2:
+        found = matches(tree, embeddings, name="embeddings")
+        kinds = {label for label, c in zip(labels, found, strict=True) if c}
+        if kinds == {"vector"}:
             raise ValueError(f"embeddings {describe(embeddings)} choose no matrix.")
-    return jax.tree.map(lambda x: "matrix" if jnp.ndim(x) > 1 else "vector", tree)
+    return jax.tree.unflatten(layout, labels)
 
 
 _METHODS = {"lion": lion, "tiger": tiger}
@@ -235,7 +235,8 @@ def mixed_sign(
     other, until it stands at one over the weight decay. Adam lets it come to rest.
 
     The chain is ``optax.partition`` of ``optax.adam`` on ``embeddings`` and
-    :func:`lion` or :func:`tiger` on the rest.
+    :func:`lion` or :func:`tiger` on the rest. If Tiger accumulates, Adam does so over
+    the same windows, in ``optax.MultiSteps``.
 
     Args:
       learning_rate: of the sign method; a number or a schedule.
@@ -275,10 +276,13 @@ def mixed_sign(
     options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adam, method = optax.adam(rate), _METHODS[sign](learning_rate, **options)
+    if (window := options.get("accumulate_steps", 1)) > 1:
+        adam = optax.MultiSteps(adam, window).gradient_transformation()
 
     def labels(tree: Any) -> Any:
-        chosen = select(tree, embeddings)
-        return jax.tree.map(lambda is_table: "adam" if is_table else "sign", chosen)
+        chosen = matches(tree, embeddings, name="embeddings")
+        names = ["adam" if is_table else "sign" for is_table in chosen]
+        return jax.tree.unflatten(jax.tree.structure(tree), names)
 
     both = optax.partition({"adam": adam, "sign": method}, labels)
     return update_checks.with_params(both, by="mixed_sign")

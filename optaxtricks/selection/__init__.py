@@ -1,5 +1,6 @@
 """Which entries: pure functions on trees, without optimizer state."""
 
+from .collapse_metrics import collapse_metrics as collapse_metrics
 from .dropout_mask import dropout_mask as dropout_mask
 from .embedding_health import embedding_health as embedding_health
 from .fisher import fisher_information as fisher_information
@@ -17,6 +18,7 @@ __all__ = [
     "PathLabels",
     "PruneGroup",
     "RowSparse",
+    "collapse_metrics",
     "dropout_mask",
     "embedding_health",
     "fisher_information",

@@ -171,7 +171,9 @@ def fisher_information(
     checks.inexact_leaves(
         with_holes(chosen), by="fisher_information", allow_complex=False, remedy="where"
     )
-    checks.arrays(fill([None] * len(chosen), rest), by="fisher_information")
+    checks.array_leaves(
+        fill([None] * len(chosen), rest), by="fisher_information", remedy="a closure"
+    )
     plan = _Plan(
         log_p=lambda chosen, rest, example: checked_output(
             log_likelihood(fill(chosen, rest), example), labels

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from .._core.paths import holes, leaves_with_paths, listing
+from .._core.paths import flatten, holes, leaves_with_paths, listing
 from .._core.selectors import compiled
 
 
@@ -29,7 +29,7 @@ class PathLabels:
         labels = [self._label(path) for path, _ in leaves]
         if leaves:
             self._check([path for path, _ in leaves], labels, gaps)
-        return jax.tree.unflatten(jax.tree.structure(tree), labels)
+        return jax.tree.unflatten(flatten(tree)[1], labels)
 
     def _label(self, path: str) -> str | None:
         for _, pattern, label in self._rules:

@@ -7,20 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
+from .._core.paths import OneLeaf
+from .._core.row_ids import check_ids, ids_array, in_range
 from .._core.shardings import typed_sharding
+
+# What a map over arrays leaves of this number tells whether it changed the indices.
+_SEAL = np.full((), 0x5EED5, np.int32)
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class RowSparse:
+class RowSparse(OneLeaf):
     r"""Rows ``values`` at ``indices`` of a table, and zero elsewhere.
 
     A leaf of a gradient tree, in place of an array of the table's shape, for
     :func:`lazy_rows`, which gives an update of the same kind. ``param + update``, and
     with it ``optax.apply_updates``, adds the rows in place.
 
-    JAX sees a node with two arrays. Transformations of Optax that map over a gradient
-    tree would therefore change ``indices`` as well: put clipping, scaling and the rest
-    *inside* :func:`lazy_rows`, where they see arrays of k rows.
+    JAX sees a node with arrays. Whatever maps over the arrays of a gradient tree would
+    change ``indices`` as well: put clipping, scaling and the rest *inside*
+    :func:`lazy_rows`, where they see arrays of k rows. To add up two gradients, add
+    the nodes: ``jax.tree.map(operator.add, a, b, is_leaf=lambda x: isinstance(x,
+    RowSparse))``.
+
+    Guarantees:
+      - Arithmetic on the arrays (a sum, a product, a mean over devices) is found out by
+        a third of them, a constant: an error or, where it is traced, rows of NaN.
+        ``jnp.zeros_like`` of them is a gradient of no rows.
 
     Args:
       indices: integers of shape ``(k,)`` in ``[0, num_rows]``; ``num_rows`` is
@@ -45,13 +57,14 @@ class RowSparse:
 
     indices: jax.Array
     values: jax.Array
+    seal: Any
     num_rows: int
     distinct: bool
     """Whether no index but padding stands twice, as after :meth:`from_lookup`."""
 
     def __init__(self, indices: Any, values: Any, num_rows: int):
         _check_num_rows(num_rows)
-        indices = checks.array(indices=indices)
+        indices = ids_array(indices=indices)
         values = checks.array(values=values)
         check_ids(indices, num_rows, what="indices", padding=True)
         _check_floats(values)
@@ -60,7 +73,7 @@ class RowSparse:
                 "indices of shape (k,) go with values of shape (k, ...), got "
                 f"{indices.shape} and {values.shape}."
             )
-        self.indices, self.values = indices, values
+        self.indices, self.values, self.seal = indices, values, _SEAL
         self.num_rows, self.distinct = num_rows, False
 
     @classmethod
@@ -94,7 +107,7 @@ class RowSparse:
           ([1, 3, 5], [[2.0], [5.0], [0.0]])
         """
         _check_num_rows(num_rows)
-        ids, cotangents = checks.array(ids=ids), checks.array(cotangents=cotangents)
+        ids, cotangents = ids_array(ids=ids), checks.array(cotangents=cotangents)
         check_ids(ids, num_rows, what="ids", padding=True)
         _check_floats(cotangents)
         if cotangents.shape[: ids.ndim] != ids.shape:
@@ -107,10 +120,17 @@ class RowSparse:
         return cls._of(indices, values, num_rows, True)
 
     @classmethod
-    def _of(cls, indices: Any, values: Any, num_rows: int, distinct: bool) -> Any:
+    def _of(
+        cls,
+        indices: Any,
+        values: Any,
+        num_rows: int,
+        distinct: bool,
+        seal: Any = _SEAL,
+    ) -> Any:
         """Without checks: JAX puts more than arrays into a node."""
         new = object.__new__(cls)
-        new.indices, new.values = indices, values
+        new.indices, new.values, new.seal = indices, values, seal
         new.num_rows, new.distinct = num_rows, distinct
         return new
 
@@ -133,11 +153,31 @@ class RowSparse:
         """Other rows at the same indices."""
         return self._of(self.indices, values, self.num_rows, self.distinct)
 
+    def sound(self) -> "RowSparse":
+        """The same gradient, with indices in range and a check of the seal."""
+        if self.distinct and self.seal is _SEAL:
+            return self
+        if not jnp.issubdtype(self.indices.dtype, jnp.integer):
+            raise TypeError(
+                f"the indices of a RowSparse became {self.indices.dtype}: {_CHANGED}"
+            )
+        indices = in_range(self.indices, self.num_rows)
+        values = self.values
+        if self.seal is not _SEAL:
+            empty, broken = self.seal == 0, (self.seal != 0) & (self.seal != _SEAL)
+            if not isinstance(broken, jax.core.Tracer) and broken:
+                raise ValueError(f"the indices of a RowSparse were changed: {_CHANGED}")
+            # A broken one must not be lost among ids out of range.
+            indices = jnp.where(empty, self.num_rows, jnp.where(broken, 0, indices))
+            values = jnp.where(broken, jnp.nan, values).astype(self.values.dtype)
+        return self._of(indices, values, self.num_rows, self.distinct)
+
     def summed(self) -> "RowSparse":
         """The same gradient with distinct indices."""
+        rows = self.sound()
         if self.distinct:
-            return self
-        indices, values = _summed(self.indices, self.values, self.num_rows)
+            return rows
+        indices, values = _summed(rows.indices, rows.values, self.num_rows)
         return self._of(indices, values, self.num_rows, True)
 
     def to_dense(self) -> jax.Array:
@@ -145,23 +185,34 @@ class RowSparse:
         return jnp.zeros(self.shape, self.dtype) + self
 
     def __radd__(self, table: Any) -> jax.Array:
-        table = jnp.asarray(table)
-        if not jnp.issubdtype(self.indices.dtype, jnp.integer):
-            raise TypeError(
-                f"the indices of a RowSparse became {self.indices.dtype}: a "
-                "transformation outside lazy_rows changed it; put it inside."
-            )
+        table, sparse = jnp.asarray(table), self.sound()
         if table.shape != self.shape:
             raise ValueError(
                 f"a RowSparse for a table of shape {self.shape} cannot be added to an "
                 f"array of shape {table.shape}."
             )
-        rows = self.values.astype(table.dtype)
-        return table.at[self.indices].add(
-            rows,
+        return table.at[sparse.indices].add(
+            sparse.values.astype(table.dtype),
             mode="drop",
             unique_indices=self.distinct,
             out_sharding=typed_sharding(table),
+        )
+
+    def __add__(self, other: Any) -> Any:
+        """The sum with another, as the rows of both; with an array, an array."""
+        if not isinstance(other, RowSparse):
+            return self.__radd__(other)
+        if other.shape != self.shape:
+            raise ValueError(
+                f"a RowSparse for a table of shape {self.shape} cannot be added to one "
+                f"of shape {other.shape}."
+            )
+        one, two = self.sound(), other.sound()
+        return self._of(
+            jnp.concatenate([one.indices, two.indices]),
+            jnp.concatenate([one.values, two.values]),
+            self.num_rows,
+            False,
         )
 
     def __repr__(self) -> str:
@@ -171,15 +222,22 @@ class RowSparse:
         )
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """The two arrays, named, and what is known without them."""
+        """The arrays, named, and what is known without them."""
         key = jax.tree_util.GetAttrKey
-        children = (key("indices"), self.indices), (key("values"), self.values)
+        names = ("indices", "values", "seal")
+        children = tuple((key(name), getattr(self, name)) for name in names)
         return children, (self.num_rows, self.distinct)
 
     @classmethod
     def tree_unflatten(cls, fixed: Any, children: Any) -> "RowSparse":
         """The inverse, for whatever JAX puts in the arrays' places."""
-        return cls._of(*children, *fixed)
+        (indices, values, seal), (num_rows, distinct) = children, fixed
+        return cls._of(indices, values, num_rows, distinct, seal)
+
+
+_CHANGED = (
+    "a transformation outside lazy_rows did arithmetic on its arrays; put it inside."
+)
 
 
 def _summed(
@@ -187,8 +245,7 @@ def _summed(
 ) -> tuple[jax.Array, jax.Array]:
     """Distinct ids in ascending order, padding at the end, and the sums of rows."""
     count = ids.shape[0]
-    outside = (ids < 0) | (ids >= num_rows)
-    ids = jnp.where(outside, num_rows, ids).astype(jnp.int32)
+    ids = in_range(ids, num_rows)
     order = jnp.argsort(ids)
     ordered = ids[order]
     starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])[:count]
@@ -201,18 +258,6 @@ def _summed(
     wide = np.promote_types(rows.dtype, np.float32)
     sums = jnp.zeros(rows.shape, wide).at[slot].add(rows.astype(wide), mode="drop")
     return indices, sums.astype(rows.dtype)
-
-
-def check_ids(ids: Any, num_rows: int, *, what: str, padding: bool) -> None:
-    """Rejects ids that are no integers and, if they are known, ones out of range."""
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"{what} must be integers, got {ids.dtype}.")
-    if isinstance(ids, jax.core.Tracer) or not ids.size:
-        return
-    top = num_rows if padding else num_rows - 1
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high > top:
-        raise ValueError(f"{what} must lie in [0, {top}], got {low} to {high}.")
 
 
 def _check_floats(rows: Any) -> None:

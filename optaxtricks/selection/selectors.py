@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from .._core.paths import leaves_with_paths, listing
+from .._core.paths import flatten, leaves_with_paths, listing
 from .._core.selectors import Selector, matches
 
 
@@ -20,6 +20,8 @@ def select(tree: Any, selector: Selector) -> Any:
     - a predicate ``(path, leaf) -> bool``;
     - a tree of bools laid out like ``tree``, or a prefix of one.
 
+    A :class:`RowSparse` counts as one leaf.
+
     Args:
       tree: any pytree.
       selector: which leaves.
@@ -30,7 +32,8 @@ def select(tree: Any, selector: Selector) -> Any:
 
     Raises:
       ValueError: the selector matches no leaf (the message lists the paths), the
-        pattern is invalid, or a tree of bools leaves a leaf uncovered.
+        pattern is invalid, or a tree of bools leaves a leaf uncovered or has an entry
+        where there is none.
       TypeError: the selector is none of the above.
 
     Examples:
@@ -43,7 +46,7 @@ def select(tree: Any, selector: Selector) -> Any:
       >>> ot.select(params, {"emb": False, "layer": True})
       {'emb': False, 'layer': [{'b': True, 'w': True}]}
     """
-    return jax.tree.unflatten(jax.tree.structure(tree), matches(tree, selector))
+    return jax.tree.unflatten(flatten(tree)[1], matches(tree, selector))
 
 
 def split(tree: Any, selector: Selector) -> tuple[Any, Any]:
@@ -68,7 +71,7 @@ def split(tree: Any, selector: Selector) -> tuple[Any, Any]:
       >>> ot.split(params, "head")
       ({'body': {'w': None}, 'head': 1.0}, {'body': {'w': 2.0}, 'head': None})
     """
-    leaves, layout = jax.tree.flatten(tree)
+    leaves, layout = flatten(tree)
     chosen = matches(tree, selector)
     pairs = list(zip(leaves, chosen, strict=True))
     return (
@@ -95,10 +98,9 @@ def merge(selected: Any, rest: Any) -> Any:
       >>> ot.merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
       {'a': 1.0, 'b': 2.0}
     """
-    is_none = lambda node: node is None
-    left = jax.tree.leaves(selected, is_leaf=is_none)
-    right, layout = jax.tree.flatten(rest, is_leaf=is_none)
-    if layout != (own := jax.tree.structure(selected, is_leaf=is_none)):
+    left, own = flatten(selected, with_none=True)
+    right, layout = flatten(rest, with_none=True)
+    if layout != own:
         raise ValueError(f"merge needs equal structures, got {own} and {layout}.")
     pairs = list(zip(left, right, strict=True))
     if any(x is not None and y is not None for x, y in pairs):

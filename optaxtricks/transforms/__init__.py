@@ -7,12 +7,21 @@ from .compact_entries import compact_entries as compact_entries
 from .dropout import DropoutState as DropoutState
 from .dropout import gradient_dropout as gradient_dropout
 from .dropout import update_dropout as update_dropout
+from .ema_params import EmaParamsState as EmaParamsState
+from .ema_params import cosine_ema_decay as cosine_ema_decay
+from .ema_params import ema_params as ema_params
 from .keep_entries import KeepEntriesState as KeepEntriesState
 from .keep_entries import keep_entries as keep_entries
 from .lazy_rows import lazy_rows as lazy_rows
 from .lion import LionState as LionState
 from .lion import scale_by_lion as scale_by_lion
+from .magma import MagmaState as MagmaState
+from .magma import magma as magma
+from .monitor_groups import MonitorGroupsState as MonitorGroupsState
+from .monitor_groups import monitor_groups as monitor_groups
 from .param_rms import scale_by_param_rms as scale_by_param_rms
+from .scale_by_path import ScaleByPathState as ScaleByPathState
+from .scale_by_path import scale_by_path as scale_by_path
 from .shrink_nonfinite import shrink_nonfinite as shrink_nonfinite
 from .tiger import TigerState as TigerState
 from .tiger import scale_by_tiger as scale_by_tiger
@@ -21,16 +30,25 @@ __all__ = [
     "AtWindowEndState",
     "CompactEntriesState",
     "DropoutState",
+    "EmaParamsState",
     "KeepEntriesState",
     "LionState",
+    "MagmaState",
+    "MonitorGroupsState",
+    "ScaleByPathState",
     "TigerState",
     "at_window_end",
     "compact_entries",
+    "cosine_ema_decay",
+    "ema_params",
     "gradient_dropout",
     "keep_entries",
     "lazy_rows",
+    "magma",
+    "monitor_groups",
     "scale_by_lion",
     "scale_by_param_rms",
+    "scale_by_path",
     "scale_by_tiger",
     "shrink_nonfinite",
     "update_dropout",

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from .._core import checks, update_checks
 from .._core.build import transformation
@@ -20,7 +19,7 @@ from .._core.entry_masks import (
     unboxed,
 )
 from .._core.paths import leaves_with_paths
-from .._core.shardings import typed_sharding
+from .._core.shardings import replicated, typed_sharding
 
 
 class CompactEntriesState(NamedTuple):
@@ -189,7 +188,7 @@ def _scattered(
 # Jitted, so that leaves of one shape share one trace.
 @jax.jit
 def _gather(leaf: jax.Array, indices: jax.Array) -> jax.Array:
-    flat = _replicated(leaf).reshape(-1)
+    flat = replicated(leaf).reshape(-1)
     return flat.at[indices].get(
         mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
     )
@@ -203,12 +202,3 @@ def _scatter(vector: jax.Array, like: jax.Array, indices: jax.Array) -> jax.Arra
     )
     whole, typed = flat.reshape(like.shape), typed_sharding(like)
     return whole if typed is None else jax.sharding.reshard(whole, typed)
-
-
-def _replicated(leaf: jax.Array) -> jax.Array:
-    """The leaf whole on every device, where its type says how it is sharded."""
-    typed = typed_sharding(leaf)
-    if typed is None:
-        return leaf
-    whole = NamedSharding(typed.mesh, PartitionSpec())
-    return jax.sharding.reshard(leaf, whole)

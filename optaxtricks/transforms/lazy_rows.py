@@ -10,11 +10,12 @@ import optax
 
 from .._core import checks
 from .._core.build import transformation
-from .._core.paths import leaves_with_paths, listing
+from .._core.paths import flatten, holes, leaves_with_paths
+from .._core.row_ids import by_path, touched
 from .._core.selectors import Selector, row_matches
 from .._core.shardings import typed_sharding, whole_rows
 from .._core.update_checks import beside_params, same_shapes
-from ..selection.row_sparse import RowSparse, check_ids
+from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
 
@@ -53,7 +54,9 @@ def lazy_rows(
         every row touched, updates and state are ``inner``'s.
       - Untouched rows get an update of exactly zero.
       - A :class:`RowSparse` gives what its dense form gives with its indices as
-        ``active_rows``; compiled with donated buffers, it copies no table.
+        ``active_rows``, if ``inner`` works row by row (see ``inner``). Compiled with
+        donated buffers it copies no table; but XLA's CPU backend widens a bfloat16
+        table to scatter into it, which takes time and memory of the table's size.
       - Inside ``optax.MultiSteps`` a row counts as touched if any gradient of the
         window touched it. (``active_rows`` must then name the rows of the whole
         window, and a :class:`RowSparse` cannot be accumulated.)
@@ -62,16 +65,19 @@ def lazy_rows(
 
     Args:
       inner: any optimizer whose arithmetic on a row looks at that row alone, such
-        as Adam, Lion or Tiger with ``embeddings``; it should not accumulate steps by
-        itself.
+        as Adam, Lion, or Tiger with the tables as its ``embeddings``. Not LAMB, Muon,
+        or Tiger without ``embeddings``, which measure a whole leaf: of a
+        :class:`RowSparse` they would measure the block. It must not accumulate steps
+        by itself.
       tables: a selector (see :func:`select`) of the embedding tables.
       moments: ``"decay"`` or ``"freeze"``.
 
     Returns:
       A transformation whose state is that of ``inner``. Its ``update`` takes the
-      extra argument ``active_rows``: a dict from a table's path to integer ids of any
-      shape (the number of rows is padding; under ``jit`` ids out of range are
-      dropped) or a bool for each row.
+      extra argument ``active_rows``: a dict, from a table's path or nested like the
+      parameters, to integer ids of any shape (the number of rows is padding; under
+      ``jit`` ids out of range are dropped) or a bool for each row. (Linen's
+      ``TrainState.apply_gradients`` hands on no extra arguments: call ``tx.update``.)
 
     Raises:
       ValueError: ``moments`` is neither; ``tables`` matches no leaf, or a scalar; from
@@ -117,7 +123,8 @@ def lazy_rows(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
             same_shapes(updates, params, by="lazy_rows", name="params")
-        views = _views(updates, tables, moments, active_rows or {})
+        rows = {} if active_rows is None else active_rows
+        views = _views(updates, tables, moments, rows)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
         held: Any = _WHOLE
         if moments == "freeze":
@@ -133,7 +140,7 @@ def lazy_rows(
         after = jax.tree.map(put, held, state, after)
         return jax.tree.map(lambda view, u: view.give(u), views, proposed), after
 
-    return transformation(init, update)
+    return transformation(init, update, one_leaf=True)
 
 
 class _Whole:
@@ -224,54 +231,24 @@ def _views(
 ) -> Any:
     """For every leaf of the updates, how `inner` is to see it."""
     is_sparse = lambda node: isinstance(node, RowSparse)
-    grads, layout = jax.tree.flatten(updates, is_leaf=is_sparse)
-    rows = [g.values if is_sparse(g) else g for g in grads]
-    checks.inexact_leaves(jax.tree.unflatten(layout, rows), by="lazy_rows")
+    grads, layout = flatten(updates)
+    values = [g.values if is_sparse(g) else g for g in grads]
+    checks.inexact_leaves(jax.tree.unflatten(layout, values), by="lazy_rows")
     grads = [g if is_sparse(g) else jnp.asarray(g) for g in grads]
-    # Without the arrays inside a RowSparse, so that it has the path of its table.
-    plain = [jax.ShapeDtypeStruct(g.shape, g.dtype) for g in grads]
-    shown = jax.tree.unflatten(layout, plain)
-    flags = row_matches(shown, tables, name="tables")
-    paths = [path for path, _ in leaves_with_paths(shown)]
+    flags = row_matches(updates, tables, name="tables")
+    paths = [path for path, _ in leaves_with_paths(updates)]
     known = [path for path, flag in zip(paths, flags, strict=True) if flag]
-    _check_active(active_rows, known)
+    active_rows = by_path(active_rows, known, holes(updates))
     views: list[_Whole] = []
     for path, grad, is_table in zip(paths, grads, flags, strict=True):
         if isinstance(grad, RowSparse):
             _check_sparse(path, is_table, moments, active_rows)
             views.append(_Block(path, grad.summed()))
         elif is_table:
-            views.append(_Masked(path, _touched(path, grad, active_rows.get(path))))
+            views.append(_Masked(path, touched(path, grad, active_rows.get(path))))
         else:
             views.append(_WHOLE)
     return jax.tree.unflatten(layout, views)
-
-
-def _touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
-    """A bool for each row."""
-    if active is None:
-        return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
-    num_rows = grad.shape[0]
-    active = checks.array(**{f"active_rows[{path!r}]": active})
-    if active.dtype == bool:
-        if active.shape != (num_rows,):
-            raise ValueError(
-                f"active_rows[{path!r}] must have shape ({num_rows},) if it is bool, "
-                f"got {active.shape}."
-            )
-        return active
-    check_ids(active, num_rows, what=f"active_rows[{path!r}]", padding=True)
-    ids = jnp.where(active < 0, num_rows, active)
-    return jnp.zeros(num_rows, bool).at[ids.reshape(-1)].set(True, mode="drop")
-
-
-def _check_active(active_rows: Any, tables: list[str]) -> None:
-    if not isinstance(active_rows, Mapping):
-        raise TypeError(f"active_rows must map paths to rows, got {active_rows!r}.")
-    if unknown := [path for path in active_rows if path not in tables]:
-        raise ValueError(
-            f"active_rows names {listing(unknown)}; the tables are {listing(tables)}."
-        )
 
 
 def _check_sparse(path: str, is_table: bool, moments: Moments, active: Any) -> None:

@@ -52,7 +52,8 @@ def scale_by_lion(
 
     Guarantees:
       - Updates keep structure, shapes and dtypes; arithmetic is in at least float32.
-      - The trajectory is that of ``optax.scale_by_lion``. Signs are exact where
+      - In float32 and wider, the trajectory is that of ``optax.scale_by_lion`` (which
+        rounds each product where leaves are narrower). Signs are exact where
         gradient or old momentum is zero, or both point the same way. Where they all
         but cancel, :math:`|c_t|` within a few roundings of its terms, the sign may
         come out otherwise than in Optax: there the two orders of summation differ.
@@ -143,7 +144,8 @@ def _lion(
     b1, b2, share, gap = (jnp.asarray(x, wide) for x in betas)
     g = grad.astype(wide)
     new = share * g + b2 * mu.astype(wide)
-    interpolated = b1 * new + gap * g
+    # An infinite gradient decides alone; by the sum it would be a NaN for b1 >= b2.
+    interpolated = jnp.where(jnp.isinf(g), g, b1 * new + gap * g)
     if how != (None, None):  # a sign alone needs no scale
         interpolated = interpolated / b2
     u = relaxed_sign(interpolated, how)

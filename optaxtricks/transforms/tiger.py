@@ -105,6 +105,8 @@ def scale_by_tiger(
     mu_dtype = checks.float_dtype(mu_dtype=mu_dtype)
     rule, k = SignRule(exponent, dead_zone), accumulate_steps
     counts = k > 1 or rule.scheduled
+    # After the last window that int32 can number, that one comes again.
+    last = np.int32((2**31 - 1) // k * k - 1)
 
     def init(params: optax.Params) -> TigerState:
         checks.inexact_leaves(params, by="scale_by_tiger", allow_complex=False)
@@ -126,20 +128,10 @@ def scale_by_tiger(
         betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
         leaf = lambda g, m: _tiger(g, m, betas, how, place, skip_nonfinite)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_tiger")
-        step = _following(step, k) if counts else None
-        return updates, TigerState(mu=mu, step=step)
+        after = jnp.where(step < last, step + np.int32(1), last + np.int32(1 - k))
+        return updates, TigerState(mu=mu, step=after if counts else None)
 
     return transformation(init, update)
-
-
-def _following(step: jax.Array, k: int) -> jax.Array:
-    """The next step; after the last window that int32 can count, that window again.
-
-    Its number stands still, as `optax.safe_increment` would have it, but the place
-    inside the window moves on.
-    """
-    last = np.int32(2**31 - 2**31 % k - 1)
-    return jnp.where(step < last, step + np.int32(1), step + np.int32(1 - k))
 
 
 # Jitted, so that leaves of one shape share one trace, and eager steps round like

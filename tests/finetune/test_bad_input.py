@@ -1,5 +1,6 @@
 """Every kind of bad input: one line on stderr, exit code 2, nothing written."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,6 +10,9 @@ import safetensors.numpy
 
 from benchmarks.finetune import checkpoint as checkpoint_module
 from benchmarks.finetune.__main__ import main
+from benchmarks.finetune.checkpoint import open_checkpoint
+from benchmarks.finetune.errors import InputError
+from benchmarks.finetune.side_network import side_config
 
 from .conftest import write_rows
 
@@ -51,7 +55,7 @@ def refused(capsys, checkpoint, task, tmp_path):
         (["--learning-rate", "1e-3", "--full"], "exclude each other"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--checkpoint", "nowhere"], "--checkpoint: nowhere is not a folder"),
-        (["--task", "nowhere"], "--task: nowhere is not a folder"),
+        (["--task", "nowhere"], "--task: nowhere is not a folder and not one of"),
     ],
 )
 def test_bad_arguments(refused, arguments, message):
@@ -122,6 +126,25 @@ def test_bad_config_fields(refused, checkpoint, field, value, message):
     path = checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert message in refused()
+
+
+@pytest.mark.parametrize("recipe", ["ladder", "ladder_pruned", "ladder_cached"])
+def test_a_width_that_no_ladder_has(refused, checkpoint, recipe):
+    path = checkpoint / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"num_attention_heads": 4}))
+    message = refused("--recipes", "full", recipe)
+    assert (
+        "a ladder of width 3 (1/8 of the checkpoint's) is not divisible by" in message
+    )
+
+
+def test_widths_that_a_ladder_does_not_divide(checkpoint):
+    config = open_checkpoint(checkpoint).config
+    with pytest.raises(InputError, match=r"'hidden_size' that 8 divides, .* 36"):
+        side_config(dataclasses.replace(config, hidden_size=36))
+    with pytest.raises(InputError, match=r"'intermediate_size' that 8 divides, .* 44"):
+        side_config(dataclasses.replace(config, intermediate_size=44))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from .conftest import DATA
 
 pytestmark = pytest.mark.usefixtures("training")
 COSTS = ("trained_parameters", "optimizer_state_bytes", "peak_temporary_bytes")
-COSTS += ("step_ms",)
+COSTS += ("step_ms", "epoch_seconds", "first_epoch_loss", "caching_seconds")
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_quick_run_writes_results_and_plot(command, tmp_path, capsys):
     entry = results["recipes"]["full"]
     assert [p["step"] for p in entry["curve"]] == [4, 9]
     assert entry["accuracy"]["mean"] == entry["curve"][-1]["mean"]
-    assert results["settings"]["environment"]["packages"]["jax"]
+    assert entry["environment"]["packages"]["jax"]
+    assert results["task"]["name"] == "task" and re.match(r"\d{4}-", entry["date"])
     assert str(tmp_path) not in json.dumps(results)
     out = capsys.readouterr().out
     assert "one seed: no statement" in out and "ms/step" in out
@@ -169,7 +170,7 @@ def test_best_rate_prefers_the_smaller_of_equals():
 )
 def test_a_verdict_needs_two_standard_errors(gaps, verdict):
     records = [
-        {"recipe": name, "learning_rate": 1.0, "seed": seed}
+        {"recipe": name, "learning_rate": 1.0, "seed": seed, "date": "2026-01-01"}
         | {"accuracy": 0.5 + extra, "curve": [[1, 0.5 + extra]]}
         | dict.fromkeys(COSTS, 1)
         for seed, gap in enumerate(gaps)

@@ -7,7 +7,7 @@ from benchmarks.finetune.task import open_task
 
 
 def test_the_task_has_its_stated_size():
-    task = open_task(None)
+    task = open_task()
     # Python versions differ a little in their docstrings.
     assert 20 <= len(task.labels) <= 32
     assert 1400 <= len(task.train) <= 2200

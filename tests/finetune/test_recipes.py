@@ -1,68 +1,24 @@
 """Every recipe trains what it claims to train, and nothing else."""
 
 import dataclasses
-import functools
 import math
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.finetune.checkpoint import open_checkpoint
 from benchmarks.finetune.recipes import FISH_FRACTION, KEEP_FRACTION, RECIPES
-from benchmarks.finetune.task import encode, open_task
-from benchmarks.finetune.train import Masks, Problem, Program, warm_up_then_decay
+from benchmarks.finetune.train import warm_up_then_decay
 
-from .conftest import DATA, write_task
+from . import test_ladder_recipes, test_parameter_efficient
+from .training import SEED, count, moved, size, tiny_problem, train
 
 pytestmark = pytest.mark.usefixtures("training")
-SEED = 3
 
 
-@pytest.fixture(scope="module")
-def problem(tmp_path_factory):
-    """The tiny task on the tiny BERT, three steps long."""
-    opened = open_checkpoint(DATA / "tiny_bert")
-    rows = open_task(write_task(tmp_path_factory.mktemp("data") / "task"))
-    prepared = [
-        encode(part, rows.labels, opened.tokenizer, opened.config, length=8)
-        for part in (rows.train, rows.dev)
-    ]
-    return Problem(opened.config, opened.encoder, 2, *prepared, steps=3, batch_size=8)
-
-
-@functools.cache
-def masks(problem):
-    """One pass for the Fisher scores serves all tests."""
-    return Masks(problem, list(RECIPES))
-
-
-def train(problem, name, learning_rate=1e-2):
-    """Parameters before and after, the mask, and the record of a short run."""
-    mask = masks(problem).get(name, SEED)
-    after, record = Program(problem, RECIPES[name]).run(
-        learning_rate=learning_rate,
-        seed=SEED,
-        mask=mask,
-        evaluate=lambda params: 0.5,
-        evaluations=1,
-    )
-    return problem.initial(SEED), after, mask, record
-
-
-def moved(before, after):
-    """A tree of Boolean arrays: which entries changed by as much as a bit."""
-    return jax.tree.map(lambda x, y: np.asarray(x) != np.asarray(y), before, after)
-
-
-def count(tree):
-    """Number of entries that are set."""
-    return sum(int(leaf.sum()) for leaf in jax.tree.leaves(tree))
-
-
-def size(tree):
-    """Number of entries."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+@pytest.fixture
+def problem():
+    return tiny_problem()
 
 
 def kernels(tree):
@@ -77,15 +33,6 @@ def test_full_trains_every_leaf(problem):
     assert all(leaf.any() for leaf in jax.tree.leaves(changed))
     assert record["trained_parameters"] == size(before)
     assert record["optimizer_state_bytes"] >= 8 * size(before)
-
-
-def test_head_leaves_the_encoder_bit_identical(problem):
-    before, after, _, record = train(problem, "head")
-    changed = moved(before, after)
-    assert count(changed["encoder"]) == 0
-    assert count(changed["head"]) == size(before["head"])
-    assert record["trained_parameters"] == size(before["head"])
-    assert record["optimizer_state_bytes"] < 10 * size(before["head"])
 
 
 def test_child_tuning_d_moves_kept_layer_entries_only(problem):
@@ -190,8 +137,9 @@ def test_mixed_sign_lets_adam_have_the_words(problem):
     assert record["optimizer_state_bytes"] > 4 * (size(before) + words.size)
 
 
-def test_every_recipe_is_tested_here():
-    tested = {name for name in RECIPES if any(f"test_{name}_" in t for t in globals())}
+def test_every_recipe_is_tested():
+    tests = [*globals(), *vars(test_ladder_recipes), *vars(test_parameter_efficient)]
+    tested = {name for name in RECIPES if any(f"test_{name}_" in t for t in tests)}
     assert tested == set(RECIPES)
 
 

@@ -1,6 +1,7 @@
 """NNX: RowEmbed is Embed, and its row-sparse gradient is the dense one."""
 
-from typing import Any
+import inspect
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,17 @@ def test_padding_reads_what_the_docstring_says() -> None:
     assert rows.values.tolist() == [[2, 2], [0, 0], [0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+# A lookup needs `out_sharding` where axes are Explicit; older versions of Flax lack it.
+explicit = pytest.param(
+    AxisType.Explicit,
+    marks=pytest.mark.skipif(
+        "out_sharding" not in inspect.signature(nnx.Embed.__call__).parameters,
+        reason="nnx.Embed takes no out_sharding",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, explicit])
 @pytest.mark.parametrize("split", [P(None, None), P("data", None)])
 def test_on_a_mesh(kind: AxisType, split: P) -> None:
     mesh = jax.make_mesh((2,), ("data",), (kind,), devices=jax.devices()[:2])
@@ -255,3 +266,27 @@ def test_bad_calls_are_errors() -> None:
     for call in new, lambda ids: gradient(new, ids):
         with pytest.raises(ValueError, match=r"integer"):
             call(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"model must be one nnx.Module, got .*list"):
+        gradient([new, new], jnp.array([1]))
+    with pytest.raises(TypeError, match="loss_fn must be callable, got 3"):
+        ot.nn.row_value_and_grad(cast(Any, 3))
+    with pytest.raises(TypeError, match="has_aux must be True or False"):
+        ot.nn.row_value_and_grad(gradient, has_aux=cast(Any, "yes"))
+    with pytest.raises(TypeError, match=r"must give a pair \(value, aux\)"):
+        ot.nn.row_value_and_grad(lambda model, ids: model(ids).sum(), has_aux=True)(
+            new, jnp.array([1])
+        )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ids_out_of_range_have_no_gradient(compiled: bool) -> None:
+    model = ot.nn.RowEmbed(5, 2, rngs=nnx.Rngs(0))
+
+    def gradient(model: Any, ids: jax.Array) -> Any:
+        loss = lambda model, *, ids: jnp.where(ids[:, None] < 5, model(ids), 0).sum()
+        return ot.nn.row_value_and_grad(loss)(model, ids=ids)[1]
+
+    run = nnx.jit(gradient) if compiled else gradient
+    grads = run(model, jnp.array([50, 1, -1, -9]))
+    table = grads["embedding"].get_value().to_dense()
+    assert table[:, 0].tolist() == [0, 1, 0, 0, 1]

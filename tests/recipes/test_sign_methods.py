@@ -141,7 +141,12 @@ def test_not_relative_is_a_plain_signum():
     grads = [gradients(params, seed) for seed in range(3)]
     plain = ot.tiger(0.1, beta=0.5, relative=False, scalar_factor=1.0, weight_decay=0.0)
     got, _ = path(plain, params, grads)
-    want, _ = path(optax.signum(0.1, beta=0.5), params, grads)
+    signum = optax.chain(
+        optax.ema(0.5, debias=False),
+        optax.scale_by_sign(),
+        optax.scale_by_learning_rate(0.1),
+    )
+    want, _ = path(signum, params, grads)
     assert_same(got, want, ulps=4)
 
 
@@ -159,6 +164,7 @@ def test_without_shrinking_nan_comes_through():
         ({"shrink": 1.0}, "shrink must lie in"),
         ({"rms_floor": -1.0}, "floor must be at least 0"),
         ({"embeddings": "x"}, "embeddings 'x' matches no leaf"),
+        ({"embeddings": "b"}, "embeddings 'b' choose no matrix"),
         ({"shrink_to_one": "x"}, "to_one 'x' matches no leaf"),
     ],
     ids=str,
@@ -185,10 +191,25 @@ def test_mixed_sign_is_adam_there_and_the_sign_method_elsewhere(sign):
         assert_same(mine, {**right, "emb": left["emb"]}, ulps=4)
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_mixed_sign_accumulates_on_both_sides():
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    params = {"emb": jnp.ones((2, 2)), "w": jnp.ones((2, 2))}
+    tx = ot.mixed_sign(rate, embeddings="emb", sign="tiger", accumulate_steps=2)
+    grads = [gradients(params, seed) for seed in range(4)]
+    got, _ = path(tx, params, grads)
+    means = [jax.tree.map(lambda a, b: (a + b) / 2, *grads[i : i + 2]) for i in (0, 2)]
+    want, _ = path(optax.adam(rate), params, means)
+    assert_same(got[0], params)
+    assert_same(got[2], got[1])
+    for mine, right in zip(got[1::2], want, strict=True):
+        np.testing.assert_allclose(mine["emb"], right["emb"], rtol=1e-6)
+
+
 def test_bad_arguments_of_mixed_sign():
     with pytest.raises(ValueError, match="sign must be one of"):
         ot.mixed_sign(0.1, embeddings="emb", sign="adam")
-    with pytest.raises(ValueError, match="'x' matches no leaf"):
+    with pytest.raises(ValueError, match="embeddings 'x' matches no leaf"):
         ot.mixed_sign(0.1, embeddings="x").init(small_tree())
     with pytest.raises(TypeError, match="unknown"):
         ot.mixed_sign(0.1, embeddings="emb", unknown=1)

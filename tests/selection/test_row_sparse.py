@@ -97,7 +97,7 @@ def test_optax_adds_it_to_any_array():
 def test_it_is_a_node_that_jax_takes_apart_and_puts_together():
     grad = ot.RowSparse.from_lookup(jnp.asarray([1, 1]), jnp.ones((2, 1)), 3)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(grad)]
-    assert paths == [".indices", ".values"]
+    assert paths == [".indices", ".values", ".seal"]
     again = jax.jit(lambda x: x)(grad)
     assert (again.num_rows, again.distinct) == (3, True)
     assert jax.eval_shape(lambda x: x, grad).shape == (3, 1)
@@ -157,9 +157,112 @@ def test_a_table_of_another_shape_is_refused():
         jnp.ones((4, 2)) + rows
 
 
-def test_a_transformation_that_changed_the_indices_is_found_out():
-    rows = {"e": ot.RowSparse(jnp.asarray([1]), jnp.ones((1, 2)), 3)}
-    with jax.numpy_dtype_promotion("standard"):
-        scaled, _ = cast(Any, optax.scale(0.5)).update(rows, optax.EmptyState())
-    with pytest.raises(TypeError, match="a transformation outside lazy_rows"):
+@pytest.mark.parametrize(
+    ("dtype", "num_rows", "ids"),
+    [
+        ("uint8", 256, [1, 100]),
+        ("uint8", 260, [1, 255]),
+        ("int8", 128, [127, 0]),
+        ("uint16", 65536, [1, 40000]),
+        ("int16", 40000, [-3, 300]),
+        ("uint32", 7, [1, 6]),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ids_of_any_integer_dtype_name_the_same_rows(dtype, num_rows, ids, compiled):
+    ids = np.asarray(ids, dtype)
+    rows = jnp.ones((2, 1))
+    known = np.where(ids < 0, num_rows, ids.astype(np.int64))
+    for make in (
+        lambda ids: ot.RowSparse.from_lookup(ids, rows, num_rows),
+        lambda ids: ot.RowSparse(ids, rows, num_rows),
+        lambda ids: ot.RowSparse(ids, rows, num_rows).summed(),
+    ):
+        if not compiled and (ids < 0).any():
+            with pytest.raises(ValueError, match="must lie in"):
+                make(ids)
+            continue
+        grad = (jax.jit(make) if compiled else make)(ids)
+        want = dense(known, rows, num_rows)
+        np.testing.assert_array_equal(grad.to_dense(), want)
+
+
+def test_an_empty_list_of_ids_is_an_empty_gradient():
+    for grad in (
+        ot.RowSparse([], jnp.ones((0, 2)), 3),
+        ot.RowSparse.from_lookup([], jnp.ones((0, 2)), 3),
+    ):
+        assert not grad.to_dense().any()
+
+
+ROW = {"e": ot.RowSparse.from_lookup(jnp.asarray([1]), jnp.ones((1, 2)), 3)}
+MAPS = {
+    "sum": lambda tree: jax.tree.map(jnp.add, tree, tree),
+    "negated": lambda tree: jax.tree.map(lambda x: -x, tree),
+    "doubled": lambda tree: jax.tree.map(lambda x: 2 * x, tree),
+    "constant": lambda tree: jax.tree.map(jnp.ones_like, tree),
+}
+
+
+@pytest.mark.parametrize("change", MAPS.values(), ids=MAPS)
+def test_arithmetic_on_its_arrays_is_found_out(change):
+    with pytest.raises(ValueError, match="did arithmetic on its arrays; put it inside"):
+        jnp.ones((3, 2)) + change(ROW)["e"]
+    lazy = ot.lazy_rows(optax.sgd(1.0), tables="e", moments="freeze")
+    step = lambda tree: lazy.update(change(tree), lazy.init({"e": jnp.ones((3, 2))}))
+    with pytest.raises(ValueError, match="did arithmetic on its arrays"):
+        step(ROW)
+    # Where it cannot be refused, nothing goes on as if it were right.
+    table = jax.jit(lambda tree: jnp.ones((3, 2)) + change(tree)["e"])(ROW)
+    assert jnp.isnan(table).any()
+
+
+def test_floats_for_indices_are_found_out():
+    scaled = jax.tree.map(lambda x: 0.5 * x.astype(float), ROW)
+    with pytest.raises(TypeError, match="became float32: a transformation outside"):
         jnp.ones((3, 2)) + scaled["e"]
+    lazy = ot.lazy_rows(optax.sgd(1.0), tables="e", moments="freeze")
+    with pytest.raises(TypeError, match="became float32: a transformation outside"):
+        lazy.update(scaled, lazy.init({"e": jnp.ones((3, 2))}))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_zeros_like_is_a_gradient_of_no_rows(compiled):
+    def step(tree):
+        nothing = jax.tree.map(lambda x: jnp.where(False, x, jnp.zeros_like(x)), tree)
+        # As an accumulator starts: nothing, and then the first gradient.
+        first = jax.tree.map(jnp.add, nothing, tree)
+        return nothing["e"].to_dense(), first["e"].to_dense()
+
+    nothing, first = (jax.jit(step) if compiled else step)(ROW)
+    assert not nothing.any()
+    np.testing.assert_array_equal(first, ROW["e"].to_dense())
+    adam = ot.lazy_rows(optax.trace(0.5), tables="e", moments="freeze")
+    state = adam.update(ROW, adam.init({"e": jnp.ones((3, 2))}))[1]
+    zeros = jax.tree.map(jnp.zeros_like, ROW)
+    updates, after = adam.update(zeros, state)
+    assert not updates["e"].to_dense().any()
+    np.testing.assert_array_equal(after.trace["e"], state.trace["e"])
+
+
+def test_two_gradients_add_up_as_nodes():
+    one = ot.RowSparse(jnp.asarray([1, 1]), jnp.ones((2, 1)), 3)
+    two = ot.RowSparse(jnp.asarray([2, 1, 3]), jnp.ones((3, 1)), 3)
+    assert (one + two).to_dense()[:, 0].tolist() == [0, 3, 1]
+    assert (one + jnp.ones((3, 1)))[:, 0].tolist() == [1, 3, 1]
+    with pytest.raises(ValueError, match=r"cannot be added to one of shape \(4, 1\)"):
+        one + ot.RowSparse(jnp.asarray([0]), jnp.ones((1, 1)), 4)
+
+
+def test_a_negative_index_is_dropped_where_it_cannot_be_refused():
+    make = jax.jit(lambda i: ot.RowSparse(i, jnp.ones((2, 1)), 3).to_dense())
+    assert make(jnp.asarray([-1, 0]))[:, 0].tolist() == [1, 0, 0]
+
+
+def test_selectors_and_labels_take_it_for_one_leaf():
+    tree = {"e": ROW["e"], "w": jnp.ones(2)}
+    assert ot.select(tree, "e") == {"e": True, "w": False}
+    assert ot.label_by_path({"e$": "a"}, default="b")(tree) == {"e": "a", "w": "b"}
+    table, rest = ot.split(tree, "e")
+    assert table == {"e": tree["e"], "w": None} and rest["e"] is None
+    assert ot.merge(table, rest) == tree

@@ -240,6 +240,56 @@ def test_inside_chain_partition_and_masked(moments):
     assert_same(got["emb"], want["emb"], ulps=4)
 
 
+@each_mode
+def test_active_rows_are_named_by_path_or_laid_out_like_parameters(moments):
+    params = {"a": {"emb": jnp.ones((3, 1))}, "emb": jnp.ones((2, 1))}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    lazy = ot.lazy_rows(ot.lion(0.5, weight_decay=0.5), tables="emb", moments=moments)
+    state = lazy.init(params)
+    flat = {"a/emb": jnp.asarray([1], jnp.uint8), "emb": []}
+    nested = {"a": {"emb": jnp.asarray([1], jnp.int16)}, "emb": []}
+    for rows in flat, nested:
+        updates: Any = lazy.update(grads, state, params, active_rows=rows)[0]
+        assert updates["a"]["emb"].tolist() == [[0.0], [-0.25], [0.0]]
+        assert not updates["emb"].any()
+
+
+@each_mode
+def test_two_lazy_optimizers_side_by_side_share_active_rows(moments):
+    params = {"k": jnp.ones((3, 1)), "emb": jnp.ones((2, 1))}
+    lazy = lambda table: ot.lazy_rows(
+        ot.lion(0.5, weight_decay=0.5), tables=table, moments=moments
+    )
+    labels = ot.label_by_path({"k": "k", "emb": "emb"})
+    tx = optax.partition({"k": lazy("k"), "emb": lazy("emb")}, labels)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    rows = {"k": jnp.asarray([2]), "emb": jnp.asarray([0])}
+    updates: Any = tx.update(grads, tx.init(params), params, active_rows=rows)[0]
+    assert updates["k"][:, 0].tolist() == [0.0, 0.0, -0.25]
+    assert updates["emb"][:, 0].tolist() == [-0.25, 0.0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_row_sparse_gradients_go_through_partition_and_labels(compiled):
+    params = {"emb": jnp.ones((4, 1)), "w": jnp.ones(2)}
+    grads = {
+        "emb": ot.RowSparse.from_lookup(jnp.asarray([2, 2]), jnp.ones((2, 1)), 4),
+        "w": jnp.ones(2),
+    }
+    lazy = ot.lazy_rows(optax.sgd(0.5), tables="emb", moments="freeze")
+    labels = ot.label_by_path({"emb$": "lazy"}, default="rest")
+    masked = optax.masked(lazy, lambda tree: ot.select(tree, "emb"))
+    parted = optax.partition({"lazy": lazy, "rest": optax.sgd(0.25)}, labels)
+    for tx, w in (masked, 2.0), (parted, 0.75):
+        state = tx.init(params)
+        step = lambda grads, tx=tx, state=state: applied(
+            params, tx.update(grads, state, params)[0]
+        )
+        after: Any = (jax.jit(step) if compiled else step)(grads)
+        assert after["emb"][:, 0].tolist() == [1.0, 1.0, 0.0, 1.0]
+        assert after["w"].tolist() == [w, w]
+
+
 def test_an_entry_of_a_vector_is_a_row():
     lazy = ot.lazy_rows(optax.sgd(1.0, momentum=0.5), tables=".*", moments="freeze")
     (first, second), _ = path(lazy, jnp.ones(2), [jnp.ones(2), jnp.asarray([0.0, 1.0])])

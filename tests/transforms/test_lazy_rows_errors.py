@@ -20,6 +20,7 @@ ADAM = optax.adam(0.1)
     [
         ({"active_rows": {"x": [0]}}, ValueError, "names 'x'; the tables are 'emb'"),
         ({"active_rows": {"w": [0]}}, ValueError, "names 'w'; the tables are 'emb'"),
+        ({"active_rows": {"emb": {"x": [0]}}}, ValueError, "names 'emb/x'; the tables"),
         ({"active_rows": [0]}, TypeError, "active_rows must map paths to rows"),
         ({"active_rows": {"emb": [0.5]}}, TypeError, r"\['emb'\] must be integers"),
         ({"active_rows": {"emb": [9]}}, ValueError, r"must lie in \[0, 4\], got 9"),
@@ -75,3 +76,31 @@ def test_a_state_that_is_not_kept_by_row_is_an_error():
     lazy = ot.lazy_rows(factored, tables="emb", moments="freeze")
     with pytest.raises(ValueError, match=r"works row by row, .* 'emb' of 4 rows"):
         lazy.update(params, lazy.init(params), params)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 2)])
+def test_rows_for_another_table_are_an_error(shape):
+    params = {"emb": jnp.ones((4, 2))}
+    rows = ot.RowSparse(jnp.asarray([0]), jnp.ones((1, shape[1])), shape[0])
+    lazy = ot.lazy_rows(ADAM, tables="emb", moments="freeze")
+    with pytest.raises(
+        ValueError, match=r"an update of shape .* at 'emb', where params has"
+    ):
+        lazy.update({"emb": rows}, lazy.init(params), params)
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        lambda: ot.gradient_dropout(0.5, key=0),
+        lambda: ot.lion(0.1),
+        lambda: ot.tiger(0.1, accumulate_steps=2),
+        lambda: ot.shrink_nonfinite(ADAM),
+    ],
+)
+def test_other_transformations_say_that_they_take_arrays(outside):
+    params = {"emb": jnp.ones((4, 2))}
+    grads = {"emb": ot.RowSparse(jnp.asarray([0]), jnp.ones((1, 2)), 4)}
+    tx = outside()
+    with pytest.raises(TypeError, match="'emb' is a RowSparse, which only lazy_rows"):
+        tx.update(grads, tx.init(params), params)

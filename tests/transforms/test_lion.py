@@ -97,6 +97,13 @@ def test_walks_the_path_of_optax():
     assert_same(state[0].mu, other[0].mu, ulps=16)
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.9, 0.9), (0.95, 0.9)])
+def test_an_infinite_gradient_has_a_sign(betas):
+    grads = jnp.asarray([jnp.inf, -jnp.inf, 1.0])
+    (first, second), _ = run(ot.scale_by_lion(*betas), [grads, jnp.ones(3)])
+    assert first.tolist() == second.tolist() == [1.0, -1.0, 1.0]
+
+
 def test_an_unknown_past_or_present_leaves_the_sign_exact():
     tiny = float(jnp.finfo(jnp.float32).tiny)
     sizes = jnp.asarray([1e30, 1.0, 1e-20, 1e4 * tiny], jnp.float32)

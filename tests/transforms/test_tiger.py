@@ -110,6 +110,21 @@ def test_the_decay_of_a_window_goes_with_its_first_step():
     assert [float(state.mu[0]) for state in states] == [0.0, 0.25, 0.5, 0.5, 0.75]
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_windows_go_on_when_their_number_cannot(k):
+    schedule = lambda window: jnp.where(window > 2**20, 1.0, 0.0)
+    tx = ot.scale_by_tiger(0.5, accumulate_steps=k, exponent=schedule)
+    state = tx.init(jnp.ones(1))
+    state = state._replace(step=jnp.asarray((2**31 - 1) // k * k - k, jnp.int32))
+    acted, numbers = [], []
+    for _ in range(2 * k + 1):
+        numbers.append(int(state.step))
+        updates, state = tx.update(jnp.ones(1), state)
+        acted.append(bool(updates.any()))
+    assert acted == [i % k == k - 1 for i in range(2 * k + 1)]
+    assert numbers[:k] == numbers[k : 2 * k] and numbers[k - 1] < 2**31 - 1
+
+
 def test_without_the_test_nan_stays():
     tx = ot.scale_by_tiger(0.5, skip_nonfinite=False)
     out, states = run(tx, [jnp.asarray([jnp.nan, 1.0]), jnp.ones(2)])

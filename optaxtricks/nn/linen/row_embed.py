@@ -1,4 +1,4 @@
-"""The same for Linen: an embedding, and a gradient of the rows that it looked up."""
+"""A Linen embedding, and a gradient of the rows that it looked up."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .._core import checks
-from .._core.paths import leaves_with_paths
-from .lookups import Tape, active, checked_ids, row_sparse, zero_shifts
+from ..._core import checks
+from ..._core.paths import leaves_with_paths
+from ..lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
 __all__ = ["RowEmbed", "row_value_and_grad"]
 
@@ -106,10 +106,10 @@ def row_value_and_grad(
       any other, with a gradient of zeros.
 
     Raises:
-      TypeError: ``model`` is no Linen module, ``loss_fn`` no function, or ``has_aux``
-        no bool.
       ValueError: from the function, a loss that calls no :class:`RowEmbed`, one called
         inside a transformation, or a table that is used in another way.
+      TypeError: an argument of the wrong kind; from the function, a loss that gives no
+        pair for ``has_aux``.
 
     Examples:
       >>> import jax
@@ -125,8 +125,7 @@ def row_value_and_grad(
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a Linen module, got {model!r}.")
-    checks.function(loss_fn=loss_fn)
-    checks.flag(has_aux=has_aux)
+    checks.loss_function(loss_fn, has_aux=has_aux)
 
     def value_and_grad(params: Any, *args: Any, **kwargs: Any) -> Any:
         # Boxes, such as nn.Partitioned, come back with the gradient's layout.
@@ -146,7 +145,7 @@ def row_value_and_grad(
         def loss(dense: Any, shifts: Any, token: jax.Array) -> Any:
             tape = Tape({path: leaves[path] for path in shifts}, shifts, token)
             out = run(dense, tape)
-            value, aux = out if has_aux else (out, None)
+            value, aux = checks.pair(out) if has_aux else (out, None)
             return value, (aux, tape.ids)
 
         shifts = zero_shifts(trace)

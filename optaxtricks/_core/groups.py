@@ -1,0 +1,42 @@
+"""Groups of leaves: one label for each, however the labels were given."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from .paths import leaves_with_paths, listing
+
+Labels: TypeAlias = Callable[[Any], Any] | str | Any
+"""A callable from a tree to a tree of strings, or such a tree, or a prefix of one."""
+
+
+def group_labels(tree: Any, labels: Labels, *, name: str = "labels") -> list[str]:
+    """The label of each leaf of `tree`, in leaf order, matched by path.
+
+    Raises:
+      ValueError: a leaf without a label, or two labels at one path.
+      TypeError: something else than strings.
+    """
+    paths = [path for path, _ in leaves_with_paths(tree)]
+    if not paths:
+        return []
+    entries = leaves_with_paths(labels(tree) if callable(labels) else labels)
+    if wrong := [path for path, label in entries if not isinstance(label, str)]:
+        raise TypeError(
+            f"{name} must be strings, but they are not at {listing(wrong)}."
+        )
+    table = dict(entries)
+    if len(table) != len(entries):
+        raise ValueError(f"{name} has two leaves of the same path; rename one.")
+    return [_nearest(table, path, name) for path in paths]
+
+
+def _nearest(table: dict[str, str], path: str, name: str) -> str:
+    prefix = path
+    while prefix not in table:
+        if not prefix:
+            raise ValueError(
+                f"{name} says nothing about the leaf at {path!r}; its entries: "
+                f"{listing(table)}."
+            )
+        prefix = prefix.rpartition("/")[0]
+    return table[prefix]

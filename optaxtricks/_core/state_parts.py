@@ -1,0 +1,45 @@
+"""Which part of an optimizer state belongs to which parameter."""
+
+from typing import Any
+
+import jax
+import optax
+
+from . import checks
+from .paths import is_hole, leaves_with_paths
+
+
+class _OfParam:
+    """Stands for a leaf of the state that belongs to a parameter."""
+
+
+def transformation_of(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """An optimizer as a transformation; `optax.MultiSteps` is none by itself."""
+    if isinstance(tx, optax.MultiSteps):
+        tx = tx.gradient_transformation()
+    checks.optimizer(tx=tx)
+    return optax.with_extra_args_support(tx)
+
+
+def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[Any]:
+    """For each leaf of `state`, the path of the parameter that it belongs to, or None.
+
+    Optax says which leaves belong to parameters, and the ends of their paths to which:
+    the longest parameter path that a leaf's path ends in. That holds also where the
+    containers differ, as inside a wrapper or with Flax Variables.
+    """
+    mark = lambda leaf: leaf if is_hole(leaf) else _OfParam()
+    try:
+        marked = optax.tree.map_params(tx.init, mark, state, is_leaf=is_hole)
+    except Exception:  # an `init` that does without Optax's placeholder, as L-BFGS has
+        return [None] * len(jax.tree.leaves(state))
+    paths = sorted((path for path, _ in leaves_with_paths(params)), key=len)
+    return [
+        _ending(path, paths) if isinstance(leaf, _OfParam) else None
+        for path, leaf in leaves_with_paths(marked)
+    ]
+
+
+def _ending(path: str, params: list[str]) -> str | None:
+    fits = lambda end: not end or path == end or path.endswith("/" + end)
+    return next((end for end in reversed(params) if fits(end)), None)

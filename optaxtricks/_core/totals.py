@@ -1,0 +1,138 @@
+"""What one pass over a leaf can say of it: size, largest entry, zeros, active rows.
+
+On a CPU, XLA runs a reduction over a whole array one entry after the other, or, where
+several reductions read one array, writes temporary arrays of its size. Sums of 24 or 16
+neighbours are the exception: that loop it unrolls, and vectorises over the sums. So a
+leaf is read once, as rows of short runs, and the sums of the runs are added up then.
+A run never spans what a mesh axis divides, and what is added up over devices is a
+scalar.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .shardings import typed_sharding
+
+# The lengths of a run that XLA unrolls, and the runs a row must have: below that, a
+# mesh may divide a row into parts shorter than a run.
+_RUNS = (24, 16)
+_RUNS_A_ROW = 8
+_LOW = np.uint32(255)
+
+
+class Totals(NamedTuple):
+    """Sums over leaves. Counts are split at the eighth bit: exact below 2**40.
+
+    Attributes:
+      square: scalar, the sum of squared absolute values.
+      largest: scalar, the largest absolute value.
+      zeros: two uint32 scalars, how many entries are zero.
+      active: two uint32 scalars, how many rows are not all zero.
+    """
+
+    square: jax.Array
+    largest: jax.Array
+    zeros: Any
+    active: Any
+
+
+def leaf_totals(leaf: jax.Array) -> Totals:
+    """The totals of a leaf of at least one entry, in float32 or wider.
+
+    A row is an index of axis 0. Leaves of rank 0 and 1 have no rows.
+    """
+    size = jnp.abs(leaf)
+    size = size.astype(np.promote_types(size.dtype, np.float32))
+    sums = _sums(size[None] if size.ndim == 0 else size)
+    square = sum((s.sum() for s, _, _ in sums), jnp.zeros((), size.dtype))
+    largest = sums[0][1].max()
+    for _, part, _ in sums[1:]:
+        largest = jnp.maximum(largest, part.max())
+    zeros = added([total_count(count, size.size) for _, _, count in sums])
+    if leaf.ndim < 2:
+        return Totals(square, largest, zeros, split_count(jnp.zeros((), jnp.uint32)))
+    # NaN is no zero: a row of NaN is active.
+    moved = [(m != 0).any(axis=tuple(range(1, m.ndim))) for _, m, _ in sums]
+    active = moved[0] if len(moved) == 1 else moved[0] | moved[1]
+    return Totals(square, largest, zeros, split_count(active.sum(dtype=jnp.uint32)))
+
+
+def merged(totals: list[Totals]) -> Totals:
+    """The totals of several leaves together, in float32."""
+    largest = jnp.zeros((), jnp.float32)
+    for one in totals:
+        largest = jnp.maximum(largest, one.largest.astype(jnp.float32))
+    squares = [one.square.astype(jnp.float32) for one in totals]
+    return Totals(
+        square=sum(squares, jnp.zeros((), jnp.float32)),
+        largest=largest,
+        zeros=added([one.zeros for one in totals]),
+        active=added([one.active for one in totals]),
+    )
+
+
+def total_count(counts: jax.Array, at_most: int) -> Any:
+    """The sum of uint32 counts, none of which is above 2**32 along axis 0."""
+    if at_most < 2**32:
+        return split_count(counts.sum(dtype=jnp.uint32))
+    rows = counts.sum(axis=tuple(range(1, counts.ndim)), dtype=jnp.uint32)
+    high, low = split_count(rows)
+    return _carried(high.sum(dtype=jnp.uint32), low.sum(dtype=jnp.uint32))
+
+
+def split_count(count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A uint32 count as its upper 24 and its lower 8 bits."""
+    return count >> 8, count & _LOW
+
+
+def added(counts: list[Any]) -> tuple[jax.Array, jax.Array]:
+    """The sum of split counts."""
+    zero = jnp.zeros((), jnp.uint32)
+    high = sum((high for high, _ in counts), zero)
+    return _carried(high, sum((low for _, low in counts), zero))
+
+
+def with_known(count: Any, number: int) -> tuple[jax.Array, jax.Array]:
+    """A split count and a known number, which may be negative, together."""
+    # Unsigned arithmetic wraps around, and the sum is no negative number.
+    high, low = np.uint32((number >> 8) % 2**32), np.uint32(number & 255)
+    return _carried(count[0] + high, count[1] + low)
+
+
+def fraction(count: Any, of: int) -> jax.Array:
+    """A split count over a known number, exactly 1 if they are equal; 0 of nothing."""
+    high, low = count
+    number = high.astype(jnp.float32) * np.float32(256) + low.astype(jnp.float32)
+    whole = np.float32(of >> 8) * np.float32(256) + np.float32(of & 255)
+    return number / np.maximum(whole, np.float32(1))
+
+
+def _carried(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return high + (low >> 8), low & _LOW
+
+
+def _sums(size: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """Sums of squares, maxima and numbers of zeros, of runs or of single entries."""
+    columns = size.shape[-1]
+    run = next((run for run in _RUNS if columns % run == 0), _RUNS[-1])
+    if columns < run * _RUNS_A_ROW or typed_sharding(size) is not None:
+        return [(jnp.square(size), size, (size == 0).astype(jnp.uint32))]
+    whole = columns // run * run
+    shape = (*size.shape[:-1], whole // run, run)
+    if whole == columns:
+        return [_over_runs(size.reshape(shape))]
+    rest = size[..., whole:].reshape(*size.shape[:-1], 1, columns - whole)
+    return [_over_runs(size[..., :whole].reshape(shape)), _over_runs(rest)]
+
+
+def _over_runs(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The three sums over the last axis, in one pass."""
+    start = np.zeros((), size.dtype)
+    merge = lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1]), x[2] + y[2])
+    operands = jnp.square(size), size, (size == 0).astype(jnp.uint32)
+    return jax.lax.reduce(
+        operands, (start, start, np.uint32(0)), merge, (size.ndim - 1,)
+    )

@@ -1,0 +1,182 @@
+"""Ladder side-tuning: training the side network alone, and differentiating it alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._core import checks
+from .._core.paths import is_hole, leaves_with_paths, listing
+from .._core.selectors import Selector, matches, proper_matches
+from ..selection.selectors import merge, split
+
+
+def ladder(
+    inner: optax.GradientTransformation, *, side: Selector
+) -> optax.GradientTransformationExtraArgs:
+    """Trains the leaves of a side network; all others are frozen, at no cost.
+
+    The chain is, in order: zeros for gradients that are missing, and
+    ``optax.partition`` of ``inner`` on ``side`` and ``optax.set_to_zero`` on the rest.
+
+    What belongs inside ``inner`` is all that reads more than one leaf or keeps a state:
+    clipping, accumulation, weight decay. Outside, ``optax.clip_by_global_norm`` counts
+    the frozen gradients in its norm and makes the compiled step compute them, which is
+    the backward pass of the backbone; ``optax.MultiSteps`` keeps an accumulator for
+    each of them. So write
+
+    - ``ladder(optax.chain(optax.clip_by_global_norm(1.0), adamw), side=...)``;
+    - ``ladder(optax.MultiSteps(adamw, 4).gradient_transformation(), side=...)``.
+
+    For Linen and plain trees, :func:`side_value_and_grad` gives gradients of the side
+    leaves and ``None`` elsewhere:
+
+    .. code-block:: python
+
+        tx = ot.ladder(adamw, side=s)
+        train = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+        loss, grads = ot.side_value_and_grad(loss_fn, side=s)(train.params, batch)
+        train = train.apply_gradients(grads=grads)
+
+    For NNX, a filter from ``nn.side_filter`` does it all, without this function, as
+    ``nnx.Optimizer`` then sees no other leaf:
+
+    .. code-block:: python
+
+        only = ot.nn.side_filter(model, s)
+        optimizer = nnx.Optimizer(model, adamw, wrt=only)
+        loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, only))(model)
+        optimizer.update(model, grads)
+
+    Guarantees:
+      - The side leaves move as under ``inner`` alone.
+      - A frozen leaf has no state and an update of exact zeros, of its own layout, also
+        where its gradient is ``None``. It may have any dtype.
+      - A compiled step with donated buffers hands frozen parameters on as they are,
+        without reading or copying them for the update.
+      - If all of the gradient is given, but nothing outside reads it, the compiled step
+        has no backward pass of the backbone.
+
+    Args:
+      inner: a complete optimizer, such as ``optax.adamw(1e-3)``.
+      side: a selector (see :func:`select`) of the leaves to train.
+
+    Returns:
+      A transformation. Its ``update`` needs ``params`` if gradients are ``None`` where
+      ``init`` saw a leaf.
+
+    Raises:
+      ValueError: from ``init``, ``side`` matches no leaf or every leaf; from
+        ``update``, a leaf of ``side`` has no gradient.
+      TypeError: ``inner`` is no transformation; from ``init``, an integer leaf in
+        ``side``.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> params = {"backbone": jnp.ones(1000), "side": jnp.ones(2)}
+      >>> decayed = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1, 0.9))
+      >>> tx = ot.ladder(decayed, side="^side")
+      >>> state = tx.init(params)
+      >>> sum(leaf.size for leaf in jax.tree.leaves(state))  # the momentum
+      2
+      >>> grads = {"backbone": None, "side": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> {name: bool(u.any()) for name, u in updates.items()}
+      {'backbone': False, 'side': True}
+
+    References:
+      Sung et al., 2022, `LST: Ladder Side-Tuning for Parameter and Memory Efficient
+      Transfer Learning <https://arxiv.org/abs/2206.06522>`_ (code:
+      ylsung/Ladder-Side-Tuning, which trains every parameter named "side").
+    """
+    checks.optimizer(inner=inner)
+
+    def labels(tree: Any) -> Any:
+        chosen = proper_matches(tree, side, name="side")
+        named = zip(leaves_with_paths(tree), chosen, strict=True)
+        checks.inexact_leaves({path: x for (path, x), c in named if c}, by="ladder")
+        names = ["side" if c else "rest" for c in chosen]
+        return jax.tree.unflatten(jax.tree.structure(tree), names)
+
+    def filled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        return updates if params is None else _filled(updates, params, side)
+
+    parts = optax.partition({"side": inner, "rest": optax.set_to_zero()}, labels)
+    return optax.chain(optax.stateless(filled), parts)
+
+
+def side_value_and_grad(
+    loss_fn: Callable[..., Any], *, side: Selector, has_aux: bool = False
+) -> Callable[..., Any]:
+    """As ``jax.value_and_grad``, with respect to the leaves of a side network alone.
+
+    It is ``jax.value_and_grad`` of the first part of :func:`split`. The other leaves
+    are constants: their gradient is not computed, whoever would read it, and they may
+    have any dtype, as those of a quantized backbone.
+
+    Guarantees:
+      - Values and gradients are those of ``jax.value_and_grad``.
+      - The compiled step has no backward pass of the backbone, as far as the loss
+        depends on side leaves by way of the side network only.
+
+    Args:
+      loss_fn: ``loss_fn(params, *args, **kwargs)``, a scalar; with ``has_aux``, a pair
+        of it and anything else.
+      side: a selector (see :func:`select`) of the leaves to differentiate.
+      has_aux: whether ``loss_fn`` gives a pair.
+
+    Returns:
+      A function of ``(params, *args, **kwargs)``, which gives the value, or the pair
+      ``(value, aux)``, and the gradient: a tree laid out like ``params`` with ``None``
+      at the frozen leaves, as :func:`ladder` takes it.
+
+    Raises:
+      ValueError: from the function, ``side`` matches no leaf or every leaf.
+      TypeError: ``has_aux`` is no bool; from the function, an integer leaf in ``side``.
+
+    Examples:
+      >>> import optaxtricks as ot
+      >>> loss_fn = lambda params, x: params["backbone"] * params["side"] * x
+      >>> params = {"backbone": 5.0, "side": 2.0}
+      >>> value, grads = ot.side_value_and_grad(loss_fn, side="side")(params, 3.0)
+      >>> float(value), grads["backbone"], float(grads["side"])
+      (30.0, None, 15.0)
+    """
+    checks.loss_function(loss_fn, has_aux=has_aux)
+
+    def value_and_grad(params: Any, *args: Any, **kwargs: Any) -> Any:
+        proper_matches(params, side, name="side")
+        trained, rest = split(params, side)
+
+        def loss(trained: Any) -> Any:
+            return loss_fn(merge(trained, rest), *args, **kwargs)
+
+        return jax.value_and_grad(loss, has_aux=has_aux)(trained)
+
+    return value_and_grad
+
+
+def _filled(updates: optax.Updates, params: optax.Params, side: Selector) -> Any:
+    """The updates with zeros in the holes that frozen parameters do not have."""
+    named, missing = leaves_with_paths(params), []
+    chosen = matches(params, side, name="side")
+    names = [path if c else "" for (path, _), c in zip(named, chosen, strict=True)]
+
+    def fill(param: Any, name: str, update: Any) -> Any:
+        if is_hole(param) or not is_hole(update):
+            return update
+        if name:
+            missing.append(name)
+        return jnp.zeros_like(param)
+
+    layout = jax.tree.structure(params)
+    names = jax.tree.unflatten(layout, names)
+    whole = jax.tree.map(fill, params, names, updates, is_leaf=is_hole)
+    if missing:
+        raise ValueError(f"leaves of side without a gradient: {listing(missing)}.")
+    return whole

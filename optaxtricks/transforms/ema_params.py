@@ -1,0 +1,264 @@
+"""A moving average of the parameters, kept beside the optimizer's own state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._core import checks
+from .._core.build import transformation
+from .._core.paths import flatten
+
+
+class EmaParamsState(NamedTuple):
+    """State of :func:`ema_params`.
+
+    Attributes:
+      ema: the average, laid out like the parameters, in the dtype asked for; the
+        parameters themselves until something has been averaged.
+      step: int32 scalar, the number of earlier updates; ``None`` with ``every=1`` and
+        a decay that is no schedule.
+      weight: float32 scalar, one minus the product of the decays so far: how much of
+        an average begun at zero the parameters would make up. ``None`` without
+        ``debias``.
+    """
+
+    ema: optax.Params
+    step: jax.Array | None
+    weight: jax.Array | None
+
+
+def ema_params(
+    decay: optax.ScalarOrSchedule,
+    *,
+    dtype: Any = None,
+    debias: bool = False,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters over time; the updates pass as they are.
+
+    With :math:`\theta_t` the parameters after update :math:`t`, which are those that
+    ``update`` is given plus the updates,
+
+    .. math::
+        \bar\theta_t = \bar\theta_{t-1} + s_t\, (\theta_t - \bar\theta_{t-1}), \qquad
+        s_t = 1 - d_t, \qquad \bar\theta_0 = \theta_0.
+
+    With ``debias`` the start is forgotten: :math:`\bar\theta_t` is an average begun at
+    zero, divided by the sum of its weights. Its state needs one more scalar, as
+
+    .. math::
+        s_t = \frac{1 - d_t}{1 - d_1 d_2 \cdots d_t}
+
+    makes the stored average the corrected one at every step. Nothing is left to be
+    corrected on reading: ``ema`` is what to evaluate, or what BYOL's target computes.
+
+    It stands **last** in a chain, where the updates are those that will be added. Its
+    state travels with the optimizer's: one checkpoint, one sharding, one donated
+    buffer. ``nnx.EMA`` keeps Variables beside a model, outside of both;
+    ``optax.incremental_update`` is a step of the arithmetic and keeps nothing;
+    ``optax.ema`` averages the updates. Get it out by name, however deep it lies, with
+    ``optax.tree.get(opt_state, "ema")``; ``nnx.update(model,
+    optax.tree.get(optimizer.opt_state, "ema"))`` puts it into a Flax model. What is
+    got out so is the state's own buffer: copy what is to outlive a donation.
+
+    Guarantees:
+      - Updates pass untouched. A :class:`RowSparse` is added to the whole table.
+      - Arithmetic is in float32 or wider, on parameters rounded to their own dtype as
+        ``optax.apply_updates`` rounds them, compiled or not.
+      - :math:`s_t = 0` keeps ``ema`` and :math:`s_t = 1` replaces it bit for bit,
+        whatever stands in the other; a parameter that rests is reached exactly.
+      - Integer and Boolean leaves are copied, not averaged.
+      - No buffer of the parameters or the updates is shared; no communication on any
+        sharding.
+
+    Args:
+      decay: :math:`d` in ``[0, 1]``, or a schedule of the number of earlier updates.
+      dtype: floating dtype of the average; ``None`` takes each leaf's own. Narrow
+        parameters want ``jnp.float32``: in bfloat16 an average stands still once
+        :math:`s_t` times the distance is below its rounding. Complex leaves take the
+        complex dtype of that width. List it in ``static_args`` under
+        ``optax.inject_hyperparams``.
+      debias: whether the parameters before the first update count for nothing.
+      every: average at every k-th update only, the first time at the k-th; in between
+        nothing changes. List it in ``static_args``.
+
+    Returns:
+      A transformation whose state is an :class:`EmaParamsState`. Its ``update`` needs
+      ``params``.
+
+    Raises:
+      ValueError: an argument out of range; from ``update``, ``params`` is missing.
+      TypeError: an argument of the wrong kind; from ``init``, a leaf that is no array.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> params = {"w": jnp.array([4.0])}
+      >>> tx = optax.chain(optax.sgd(1.0), ot.ema_params(0.5))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"w": jnp.array([2.0])}, state, params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [2.0]
+      >>> optax.tree.get(state, "ema")["w"].tolist()
+      [3.0]
+
+    References:
+      Grill et al., 2020, `Bootstrap Your Own Latent
+      <https://arxiv.org/abs/2006.07733>`_ (code: google-deepmind/deepmind-research,
+      ``byol``). Polyak and Juditsky, 1992, "Acceleration of stochastic approximation
+      by averaging".
+    """
+    checks.unit_interval(decay=decay)
+    checks.flag(debias=debias)
+    checks.positive_int(every=every)
+    dtype = checks.float_dtype(dtype=dtype)
+    counts = every > 1 or callable(decay)
+
+    def init(params: optax.Params) -> EmaParamsState:
+        checks.array_leaves(params, by="ema_params")
+        return EmaParamsState(
+            ema=jax.tree.map(lambda p: _copied(p, dtype), params),
+            step=jnp.zeros((), jnp.int32) if counts else None,
+            weight=jnp.zeros((), jnp.float32) if debias else None,
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: EmaParamsState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, EmaParamsState]:
+        del extra_args
+        if params is None:
+            raise ValueError("ema_params needs params in update.")
+        step, weight = state.step, state.weight
+        share, due = 1 - _at(decay, step), _due(step, every)
+        if weight is not None:
+            share, weight = _corrected(share, weight, due)
+        ema = _over_leaves(state.ema, params, updates, (share, due))
+        if step is not None:
+            step = jnp.asarray(optax.safe_increment(step))
+        return updates, EmaParamsState(ema=ema, step=step, weight=weight)
+
+    return transformation(init, update, one_leaf=True)
+
+
+def cosine_ema_decay(base: Any, total_steps: int) -> Callable[[Any], jax.Array]:
+    r"""BYOL's schedule of the target's decay: from a base to 1 on half a cosine.
+
+    .. math::
+        d_k = 1 - (1 - d_0)\, \tfrac12 \bigl(1 + \cos(\pi k / K)\bigr),
+        \qquad k = \min(\text{step}, K).
+
+    Published bases are 0.996 for the longest trainings, 0.99 and 0.97 for shorter
+    ones. From step :math:`K` on the average rests.
+
+    Args:
+      base: :math:`d_0` in ``[0, 1]``, the decay at the first update.
+      total_steps: :math:`K`, at least 1.
+
+    Returns:
+      A schedule for :func:`ema_params`: step, from 0, -> float32 scalar.
+
+    Raises:
+      ValueError: an argument out of range.
+      TypeError: an argument of the wrong kind.
+
+    Examples:
+      >>> import optaxtricks as ot
+      >>> decay = ot.cosine_ema_decay(0.996, 100)
+      >>> [round(float(decay(step)), 4) for step in (0, 50, 100, 200)]
+      [0.996, 0.998, 1.0, 1.0]
+
+    References:
+      Grill et al., 2020, `Bootstrap Your Own Latent
+      <https://arxiv.org/abs/2006.07733>`_ (code: google-deepmind/deepmind-research,
+      ``byol/utils/schedules.py``).
+    """
+    checks.unit_interval(schedule=False, base=base)
+    checks.positive_int(total_steps=total_steps)
+
+    def schedule(step: Any) -> jax.Array:
+        done = jnp.minimum(jnp.asarray(step), total_steps).astype(jnp.float32)
+        angle = done * jnp.asarray(np.pi / total_steps, jnp.float32)
+        share = jnp.asarray(1 - base, jnp.float32) * (1 + jnp.cos(angle)) / 2
+        return 1 - share
+
+    return schedule
+
+
+def _copied(param: Any, dtype: Any) -> jax.Array:
+    own = jnp.result_type(param)
+    if dtype is None or not jnp.issubdtype(own, jnp.inexact):
+        dtype = own
+    elif jnp.issubdtype(own, jnp.complexfloating):
+        dtype = np.promote_types(dtype, np.complex64)
+    return jnp.array(param, dtype=dtype, copy=True)
+
+
+def _at(decay: Any, step: Any) -> Any:
+    """The decay of an update."""
+    if callable(decay):
+        decay = decay(step)
+        checks.scalar(decay=decay)
+    return decay
+
+
+def _due(step: Any, every: int) -> Any:
+    """Whether an update is one to average at."""
+    return True if every == 1 else (step + 1) % every == 0
+
+
+@jax.jit
+def _corrected(share: Any, weight: jax.Array, due: Any) -> tuple[jax.Array, jax.Array]:
+    """The new parameter's share of a mean of those so far, and the weights' sum."""
+    share = jnp.asarray(share, jnp.float32)
+    after = weight + share * (1 - weight)
+    # With no weight at all so far there is no mean, and the share is 0 anyway.
+    corrected = share / jnp.where(after == 0, jnp.ones_like(after), after)
+    return corrected, jnp.where(due, after, weight)
+
+
+def _over_leaves(ema: Any, params: Any, updates: Any, how: Any) -> Any:
+    """The next average; its containers are those that `init` saw."""
+    old, layout = jax.tree.flatten(ema)
+    held = jax.tree.leaves(params)
+    added, _ = flatten(updates)
+    checks.same_count(held, old, by="ema_params")
+    checks.same_count(added, old, by="ema_params")
+    triples = zip(old, held, added, strict=True)
+    return jax.tree.unflatten(layout, [_averaged(*triple, how) for triple in triples])
+
+
+# Jitted, so that leaves of one shape share one trace, and eager steps round like
+# compiled ones.
+@jax.jit
+def _averaged(old: jax.Array, param: Any, update: Any, how: Any) -> jax.Array:
+    share, due = how
+    new = _moved(jnp.asarray(param), update)
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return jnp.where(due, new, old)
+    wide = np.promote_types(np.promote_types(new.dtype, old.dtype), np.float32)
+    before, after = old.astype(wide), new.astype(wide)
+    if new.dtype == jnp.bfloat16:
+        # XLA would leave out the rounding between two conversions.
+        after = jax.lax.reduce_precision(after, exponent_bits=8, mantissa_bits=7)
+    s = jnp.asarray(share, wide)
+    # Written as a step toward the new value: with weights d and 1 - d, whose rounded
+    # sum is not 1, the average of a constant would drift.
+    mixed = before + s * (after - before)
+    mixed = jnp.where(s == 1, after, mixed)
+    return jnp.where(due & (s != 0), mixed, before).astype(old.dtype)
+
+
+def _moved(param: jax.Array, update: Any) -> jax.Array:
+    """The parameter as `optax.apply_updates` will leave it."""
+    if getattr(update, "dtype", None) == jax.dtypes.float0:  # of an integer
+        return param
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.asarray(param + update).astype(param.dtype)

@@ -1,0 +1,183 @@
+"""Magma: updates of random leaves, damped where momentum and gradient disagree."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._core import checks
+from .._core.build import transformation
+from .._core.counter_hash import entry_words, key_words, leaf_words, step_words
+from .._core.paths import leaves_with_paths
+from ..selection.dropout_mask import last_kept_word
+
+
+class MagmaState(NamedTuple):
+    """State of :func:`magma`.
+
+    Attributes:
+      inner: the state of the wrapped optimizer.
+      mu: the mean gradient, laid out like the parameters, in float32 or wider.
+      scores: for each leaf, in leaf order, its smoothed alignment, a float32 scalar.
+      words: for each leaf two uint32 words, from the key and the leaf's path.
+      step: int32 scalar, the number of earlier updates.
+    """
+
+    inner: optax.OptState
+    mu: optax.Updates
+    scores: tuple[jax.Array, ...] | jax.Array
+    words: tuple[jax.Array, ...] | jax.Array
+    step: jax.Array
+
+
+def magma(
+    inner: optax.GradientTransformation,
+    *,
+    key: Any,
+    keep_rate: optax.ScalarOrSchedule = 0.5,
+    temperature: Any = 2.0,
+    b1: Any = 0.9,
+    smoothing: Any = 0.9,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Skips the updates of random leaves, and damps the rest by their alignment.
+
+    With the gradient :math:`g` and :math:`\mathrm{inner}`'s update :math:`\Delta` of
+    a leaf, each leaf being a block:
+
+    .. math::
+        \mu_t &= \beta_1 \mu_{t-1} + (1 - \beta_1) g_t, \qquad
+        \tilde s_t = \sigma\bigl(\cos(\mu_t, g_t) / \tau\bigr), \\
+        s_t &= \gamma s_{t-1} + (1 - \gamma) \tilde s_t, \qquad
+        u_t = z_t s_t \Delta_t, \qquad z_t \sim \mathrm{Bernoulli}(p).
+
+    ``inner`` sees every gradient. Updates are not divided by :math:`p` or
+    :math:`s`: on the average a step is about a quarter of ``inner``'s. The paper
+    masks the matrices of attention and MLP blocks alone; ``optax.partition`` gives
+    other leaves another optimizer.
+
+    Its paper reports lower perplexity than Adam and Muon in pre-training of up to a
+    billion parameters. Others saw less: worse than NorMuon on modded-nanogpt, and a
+    lead in a run of 100 billion tokens that was gone at its end (microsoft/dion, pull
+    request 27). Compare before you rely on it; :func:`update_dropout` with
+    ``granularity="leaf"`` is the plain mask, SkipUpdate.
+
+    Sources leave :math:`s_0` open; here it is :math:`\sigma(0) = 1/2`, whose share
+    after ten steps is a third. They take :math:`\mu` from the state of Adam; here it
+    is kept apart, one more array of the parameters' size, so that ``inner`` may be
+    any optimizer. For Adam with the same ``b1`` both are the same.
+
+    Guarantees:
+      - A leaf that is skipped gets exactly zero, also where its update is NaN.
+      - Skips are a pure function of key, step and path; those of
+        :func:`update_dropout` with the same key.
+      - Updates keep structure, shapes and dtypes; sums are in float32 or wider.
+      - On any sharding it adds three scalars a leaf to ``inner``'s communication.
+
+    Args:
+      inner: a complete optimizer; extra arguments are forwarded to it.
+      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key.
+      keep_rate: :math:`p` in ``(0, 1]``, or a schedule of the step.
+      temperature: :math:`\tau > 0`.
+      b1: :math:`\beta_1` in ``(0, 1)``.
+      smoothing: :math:`\gamma` in ``(0, 1)``.
+
+    Returns:
+      A transformation whose state is a :class:`MagmaState`.
+
+    Raises:
+      ValueError: an argument out of range; from ``init``, two leaves of one path.
+      TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import optaxtricks as ot
+      >>> tx = ot.magma(optax.sgd(1.0), key=0, keep_rate=1.0)
+      >>> grads = jnp.array([3.0, -4.0])
+      >>> updates, _ = tx.update(grads, tx.init(grads))  # cosine 1, s = 0.5122
+      >>> [round(float(u), 3) for u in updates]
+      [-1.537, 2.049]
+
+    References:
+      Joo et al., 2026, `On Surprising Effectiveness of Masking Updates in Adaptive
+      Optimizers <https://arxiv.org/abs/2602.15322>`_, algorithm 1 (with
+      :math:`p = 0.5, \tau = 2, \gamma = 0.9`).
+    """
+    checks.optimizer(inner=inner)
+    checks.fraction(keep_rate=keep_rate)
+    checks.positive(temperature=temperature)
+    checks.open_fraction(b1=b1, smoothing=smoothing)
+    key_words(key)  # a bad key fails here rather than in init
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> MagmaState:
+        checks.inexact_leaves(params, by="magma")
+        paths = [path for path, _ in leaves_with_paths(params)]
+        wide = lambda x: jnp.zeros_like(x, np.promote_types(x.dtype, np.float32))
+        half = lambda: jnp.full((), 0.5, jnp.float32)
+        return MagmaState(
+            inner=inner.init(params),
+            mu=jax.tree.map(wide, params),
+            # One leaf stands for all where optax.tree.map_params shows none.
+            scores=tuple(half() for _ in paths) if paths else half(),
+            words=leaf_words(key, paths) if paths else jnp.zeros(2, jnp.uint32),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: MagmaState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, MagmaState]:
+        proposed, after = inner.update(updates, state.inner, params, **extra_args)
+        leaves, layout = jax.tree.flatten(proposed)
+        momenta, mu_layout = jax.tree.flatten(state.mu)
+        checks.same_count(leaves, momenta, by="magma")
+        numbers = [jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing)]
+        rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
+        last, now = last_kept_word(rate), step_words(state.step)
+        held = (state.scores, state.words) if leaves else ((), ())
+        rows = zip(leaves, jax.tree.leaves(updates), momenta, *held, strict=True)
+        out = [_leaf(u, g, m, s, w ^ now, last, numbers) for u, g, m, s, w in rows]
+        return jax.tree.unflatten(layout, [u for u, _, _ in out]), MagmaState(
+            inner=after,
+            mu=jax.tree.unflatten(mu_layout, [m for _, m, _ in out]),
+            scores=tuple(s for _, _, s in out) if leaves else state.scores,
+            words=state.words,
+            step=jnp.asarray(optax.safe_increment(state.step)),
+        )
+
+    return transformation(init, update)
+
+
+# Jitted, so that leaves of one shape share one trace.
+@jax.jit
+def _leaf(
+    update: jax.Array,
+    grad: jax.Array,
+    mu: jax.Array,
+    score: jax.Array,
+    seed: jax.Array,
+    last: jax.Array,
+    numbers: list[jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    temperature, b1, smoothing = numbers
+    decay = b1.astype(mu.dtype)
+    g = grad.astype(mu.dtype)
+    mu = decay * mu + (1 - decay) * g
+    norms = jnp.sqrt(_dot(mu, mu)) * jnp.sqrt(_dot(g, g))
+    cosine = _dot(mu, g) / jnp.where(norms > 0, norms, jnp.ones((), norms.dtype))
+    aligned = jax.nn.sigmoid(cosine.astype(jnp.float32) / temperature)
+    score = smoothing * score + (1 - smoothing) * aligned
+    keep = entry_words(update, seed, "leaf") <= last
+    wide = np.promote_types(update.dtype, np.float32)
+    damped = (update.astype(wide) * score.astype(wide)).astype(update.dtype)
+    return jnp.where(keep, damped, jnp.zeros((), update.dtype)), mu, score
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The real part of the inner product, in float32 or wider."""
+    return jnp.sum((x * y.conj()).real)

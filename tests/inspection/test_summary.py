@@ -1,0 +1,123 @@
+"""The table: counts, state put down to its parameters, and what counts as trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+import optaxtricks as ot
+from tests.problems import NnxNet, linen_params
+
+PARAMS = {"emb": jnp.ones((100, 8)), "head": {"b": jnp.ones(2), "w": jnp.ones((8, 2))}}
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The lines of a table by their first cell."""
+    lines = [line.split() for line in text.splitlines()]
+    return {first: rest for first, *rest in lines}
+
+
+def _trained(tx: Any, params: Any = PARAMS) -> dict[str, int]:
+    rows = cells(ot.summary(tx, params))
+    return {name: int(rows[name][1].replace(",", "")) for name in params}
+
+
+def test_the_table_is_aligned_and_complete() -> None:
+    assert ot.summary(optax.adam(1e-3), PARAMS).splitlines() == [
+        "path   parameters  trained  state bytes  per parameter",
+        "emb           800      800        6,400            8.0",
+        "head           18       18          144            8.0",
+        "other                                 4",
+        "total         818      818        6,548            8.0",
+    ]
+
+
+FROZEN = {"emb": 0, "head": 18}
+NONE = {"emb": 0, "head": 0}
+ALL = {"emb": 800, "head": 18}
+LABELS = {"emb": "no", "head": "yes"}
+NO_EMB = {"emb": False, "head": True}
+PARTS: Any = {"no": optax.set_to_zero(), "yes": optax.adam(1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("tx", "want"),
+    [
+        (optax.adamw(1e-3), ALL),
+        (optax.partition(PARTS, LABELS), FROZEN),
+        (optax.chain(optax.partition(PARTS, LABELS), optax.scale(-2.0)), FROZEN),
+        (
+            optax.chain(
+                optax.partition(PARTS, LABELS),
+                optax.scale_by_schedule(lambda step: 1 / (1 + step)),
+            ),
+            FROZEN,
+        ),
+        (
+            optax.chain(optax.partition(PARTS, LABELS), optax.add_decayed_weights(0.1)),
+            ALL,
+        ),
+        (optax.MultiSteps(optax.partition(PARTS, LABELS), 2), FROZEN),
+        (optax.apply_if_finite(optax.partition(PARTS, LABELS), 2), FROZEN),
+        (optax.chain(optax.adamw(1e-3), ot.keep_entries(NO_EMB)), FROZEN),
+        # Before the optimizer a mask leaves weight decay at work.
+        (optax.chain(ot.keep_entries(NO_EMB), optax.adamw(1e-3)), ALL),
+        (ot.compact_entries(optax.adam(1e-3), NO_EMB), FROZEN),
+        (ot.child_tuning_d(optax.adamw(1e-3), NO_EMB), FROZEN),
+        (ot.lion(1e-3), ALL),
+        (ot.tiger(1e-3, accumulate_steps=2), ALL),
+        (optax.contrib.muon(1e-3), ALL),
+        (optax.chain(optax.set_to_zero(), optax.trace(0.9)), ALL),
+        (optax.chain(optax.set_to_zero(), optax.clip_by_global_norm(1.0)), NONE),
+    ],
+    ids=lambda value: "",
+)
+def test_what_counts_as_trained(tx: Any, want: dict[str, int]) -> None:
+    assert _trained(tx) == want
+
+
+def test_state_of_any_shape_goes_to_its_parameter() -> None:
+    mask = {"emb": jnp.eye(100, 8) > 0, "head": True}
+    tx = ot.compact_entries(optax.adam(1e-3), mask)
+    rows = cells(ot.summary(tx, PARAMS))
+    assert rows["emb"][2:] == ["64", "0.1"]  # eight entries, two moments
+    assert rows["head"][2:] == ["144", "8.0"]
+    factored = optax.adafactor(1e-3, min_dim_size_to_factor=2)
+    assert cells(ot.summary(factored, PARAMS))["emb"][2] == str(4 * (100 + 8 + 1))
+    assert cells(ot.summary(ot.keep_entries(mask), PARAMS))["other"] == ["100"]
+
+
+def test_abstract_parameters_and_every_framework() -> None:
+    abstract = jax.eval_shape(lambda tree: tree, PARAMS)
+    want = ot.summary(optax.adam(1e-3), PARAMS)
+    assert ot.summary(optax.adam(1e-3), abstract) == want
+    huge = {"w": jax.ShapeDtypeStruct((2**20, 2**14), jnp.bfloat16)}
+    assert cells(ot.summary(ot.lion(1e-3), huge))["w"][3] == "2.0"
+    wrapped = nnx.state(NnxNet(), nnx.Param)
+    linen = ot.summary(optax.adam(1e-3), linen_params())
+    assert ot.summary(optax.adam(1e-3), wrapped) == linen
+    single = cells(ot.summary(optax.sgd(0.1), jnp.ones(5)))
+    assert single["(root)"] == ["5", "5", "0", "0.0"]
+
+
+def test_an_optimizer_that_takes_arguments_and_no_placeholder() -> None:
+    value = lambda params: jnp.sum(params["w"] ** 2)
+    params = {"w": jnp.ones(3)}
+    rows = cells(
+        ot.summary(
+            optax.lbfgs(linesearch=None), params, value=value(params), grad=params
+        )
+    )
+    assert rows["w"][:2] == ["3", "3"]
+    assert int(rows["other"][0].replace(",", "")) > 0  # Optax cannot tell parts apart
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="summary needs parameters"):
+        ot.summary(optax.sgd(0.1), {})
+    with pytest.raises(TypeError, match="tx must be an optax"):
+        ot.summary("adam", PARAMS)

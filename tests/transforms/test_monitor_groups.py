@@ -1,0 +1,262 @@
+"""Readings against NumPy, over dtypes, groups, odd leaves, containers and devices."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import optaxtricks as ot
+from optaxtricks._core import totals
+from tests.problems import (
+    CONTAINERS,
+    assert_same,
+    layout,
+    small_tree,
+    temp_bytes,
+    values,
+)
+
+
+def _tree(dtype: Any = jnp.float32) -> Any:
+    """Rows long enough to be read in runs (of 24, of 16, with a rest), and short."""
+    shapes = {"a": (6, 192), "b": (4, 3, 256), "c": (5, 403), "d": (7, 3), "e": (40,)}
+    tree = {name: values(shape, dtype, seed=3) for name, shape in shapes.items()}
+    holed = lambda x: x.at[2].set(0).at[..., 0].set(0) if x.ndim > 1 else x.at[3].set(0)
+    return {**jax.tree.map(holed, tree), "f": values((), dtype, seed=4)}
+
+
+def reference(leaves: list[np.ndarray]) -> dict[str, float]:
+    """The five readings of a group, from their definitions."""
+    flat = np.concatenate([np.abs(x).astype(np.float64).ravel() for x in leaves])
+    rows = [row for x in leaves if x.ndim > 1 for row in x]
+    norm = np.sqrt((flat**2).sum())
+    return {
+        "norm": norm,
+        "rms": norm / np.sqrt(max(flat.size, 1)),
+        "max": flat.max(initial=0.0),
+        "zero_fraction": (flat == 0).sum() / max(flat.size, 1),
+        "active_row_fraction": sum(map(np.any, rows)) / max(len(rows), 1),
+    }
+
+
+def readings(tx: Any, updates: Any, label: str = "all") -> dict[str, float]:
+    """What one update leaves in the state."""
+    _, state = jax.jit(tx.update)(updates, tx.init(updates))
+    found = ot.metrics(state)
+    ending = f"updates/{label}/"
+    return {k.removeprefix(ending): float(v) for k, v in found.items() if ending in k}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
+def test_readings_are_those_of_numpy(dtype: str) -> None:
+    updates = _tree(jnp.dtype(dtype))
+    got = readings(ot.monitor_groups("all"), updates)
+    want = reference([np.asarray(x) for x in jax.tree.leaves(updates)])
+    assert got == pytest.approx(want, rel=2e-6)
+
+
+def test_float64_is_summed_in_float64() -> None:
+    with jax.enable_x64(True):
+        updates = {"w": jnp.asarray([3e-30, 4e-30], jnp.float64)}
+        assert updates["w"].dtype == jnp.float64
+        got = readings(ot.monitor_groups("all"), updates)
+    assert got["max"] == pytest.approx(4e-30)
+
+
+def test_each_label_has_its_own_leaves() -> None:
+    updates = _tree()
+    named = {"a": "x", "b": "y", "c": "x", "d": "y", "e": "x", "f": "y"}
+    by_path = ot.label_by_path({"[ace]": "x"}, default="y")
+    for labels in (named, by_path, lambda tree: {k: named[k] for k in tree}):
+        tx = ot.monitor_groups(labels)
+        for label in "xy":
+            group = [np.asarray(updates[k]) for k in named if named[k] == label]
+            want = reference(group)
+            assert readings(tx, updates, label) == pytest.approx(want, rel=2e-6)
+
+
+def test_a_prefix_of_labels_names_subtrees() -> None:
+    updates = {"emb": jnp.ones((2, 2)), "layer": {"b": jnp.zeros(2), "w": jnp.ones(2)}}
+    tx = ot.monitor_groups({"emb": "table", "layer": "rest"})
+    assert readings(tx, updates, "rest")["zero_fraction"] == 0.5
+    for make in CONTAINERS.values():
+        params = make(jnp.ones(6), jnp.zeros((4, 6)))
+        assert readings(ot.monitor_groups({"layer": "l"}), params, "l")["max"] == 1
+
+
+def test_updates_pass_bit_for_bit() -> None:
+    updates = {**small_tree(), "odd": jnp.asarray([-0.0, jnp.nan, jnp.inf, 1e-45])}
+    tx = ot.monitor_groups("all")
+    got, _ = jax.jit(tx.update)(updates, tx.init(updates))
+    assert_same(got, updates)
+
+
+def test_nan_shows_and_is_no_zero() -> None:
+    updates = {"w": jnp.zeros((4, 400)).at[1, 7].set(jnp.nan)}
+    got = readings(ot.monitor_groups("all"), updates)
+    assert np.isnan(got["norm"]) and np.isnan(got["max"]) and np.isnan(got["rms"])
+    assert got["active_row_fraction"] == 0.25
+    assert got["zero_fraction"] == pytest.approx(1599 / 1600, abs=1e-7)
+
+
+def test_empty_leaves_and_holes_count_for_nothing() -> None:
+    updates = {
+        "empty": jnp.zeros((0, 4)),
+        "flat": jnp.zeros((3, 0)),
+        "none": None,
+        "masked": optax.MaskedNode(),
+    }
+    nothing = dict.fromkeys(("norm", "rms", "max"), 0.0)
+    nothing |= dict.fromkeys(("zero_fraction", "active_row_fraction"), 0.0)
+    assert readings(ot.monitor_groups("all"), updates) == nothing
+    more = {**updates, "w": jnp.ones(2)}
+    assert readings(ot.monitor_groups("all"), more)["rms"] == 1
+
+
+def test_counts_are_exact_where_float32_counts_are_not() -> None:
+    size = 2**24 + 3  # float32 cannot tell it from its neighbours
+    count = totals.leaf_totals(jnp.zeros(size, jnp.float16)).zeros
+    assert _whole(count) == size
+    row = totals.leaf_totals(jnp.zeros((3, size), jnp.float16)).zeros
+    assert _whole(row) == 3 * size
+    assert float(totals.fraction(count, size)) == 1.0
+
+
+def test_counts_go_on_where_uint32_ends() -> None:
+    # As the counts of rows of a leaf of more than 2**32 entries would be.
+    rows = jnp.full((5,), 2**32 - 1, jnp.uint32)
+    count = totals.total_count(rows, 5 * 2**32)
+    assert _whole(count) == 5 * (2**32 - 1)
+    both = totals.added([count, count])
+    assert _whole(both) == 10 * (2**32 - 1)
+    assert float(totals.fraction(both, 10 * (2**32 - 1))) == 1.0
+    assert _whole(totals.with_known(count, -7)) == 5 * (2**32 - 1) - 7
+
+
+def _whole(count: Any) -> int:
+    return 256 * int(count[0]) + int(count[1])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_row_sparse_updates_count_as_their_table(padded: bool) -> None:
+    ids = jnp.asarray([3, 1, 3, 6] if padded else [3, 1, 3, 0])
+    rows = values((4, 5), jnp.float32, 0).at[1, 2].set(0)
+    sparse = ot.RowSparse(ids, rows, 6)
+    if padded:  # rows of padding count for nothing
+        sparse = ot.RowSparse(jnp.asarray([3, 1, 6]), rows[:3], 6)
+    labels = ot.label_by_path({"^emb$": "table"}, default="rest")
+    tx = ot.monitor_groups(labels)
+    state = tx.init({"emb": jnp.zeros((6, 5)), "w": jnp.ones(2)})
+    updates = {"emb": sparse, "w": jnp.ones(2)}
+    got, after = jax.jit(tx.update)(updates, state)
+    assert_same(got, updates)
+    assert layout(after) == layout(state)
+    want = reference([np.asarray(sparse.to_dense())])
+    found = {k: float(v) for k, v in after.readings["updates"]["table"].items()}
+    assert found == pytest.approx(want, rel=2e-6)
+
+
+def test_more_lookups_than_rows() -> None:
+    ids = jnp.asarray([0, 0, 1, 1, 0])
+    tx = ot.monitor_groups("all")
+    sparse = ot.RowSparse(ids, jnp.ones((5, 2)), 2)
+    _, after = tx.update({"t": sparse}, tx.init({"t": jnp.zeros((2, 2))}))
+    found = ot.metrics(after)
+    assert float(found["updates/all/zero_fraction"]) == 0
+    assert float(found["updates/all/max"]) == 3
+
+
+def test_rows_that_move_without_a_gradient_show() -> None:
+    watch = lambda name: ot.monitor_groups("all", name=name)
+    tx = optax.chain(watch("grads"), ot.lion(0.5), watch("updates"))
+    params = {"emb": jnp.ones((4, 2))}
+    state = tx.init(params)
+    for row in (0, 1):
+        grads = {"emb": jnp.zeros((4, 2)).at[row].set(1.0)}
+        _, state = tx.update(grads, state, params)
+    found = ot.metrics(state)
+    assert float(found["grads/all/active_row_fraction"]) == 0.25
+    assert float(found["updates/all/active_row_fraction"]) == 1.0  # decay moves all
+
+
+COLLECTIVE = re.compile(r"= (\S+) (?:all-reduce|all-gather|all-to-all|collective-perm)")
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("axes", [("rows", None), (None, "cols"), ("rows", "cols")])
+def test_devices_exchange_scalars_and_a_bit_a_row(axes: Any, kind: AxisType) -> None:
+    mesh = jax.make_mesh((4, 2), ("rows", "cols"), axis_types=(kind,) * 2)
+    there = NamedSharding(mesh, PartitionSpec(*axes))
+    updates = {"w": values((8, 384), jnp.float32, 1).at[3].set(0)}
+    one = readings(ot.monitor_groups("all"), updates)
+    placed = jax.device_put(updates, {"w": there})
+    tx = ot.monitor_groups("all")
+    compiled = jax.jit(tx.update).lower(placed, tx.init(updates)).compile()
+    sent = set(COLLECTIVE.findall(compiled.as_text() or ""))
+    sizes = [re.findall(r"(\w+)\[(\d*)\]", found) for found in sent]
+    for dtype, length in (part for parts in sizes for part in parts):
+        assert not length or (dtype == "pred" and axes[1] and int(length) <= 8)
+    assert sizes
+    assert readings(tx, placed) == pytest.approx(one, rel=1e-6)
+
+
+def test_gradients_pass_through_and_readings_are_constants() -> None:
+    tx = ot.monitor_groups("all")
+    x = values((4, 384), jnp.float32, 2)
+    state = tx.init({"w": x})
+
+    def loss(x: Any) -> Any:
+        both: Any = tx.update({"w": x * x}, state)
+        return both[0]["w"].sum() + ot.metrics(both[1])["updates/all/rms"]
+
+    assert_same(jax.grad(loss)(x), 2 * x)
+
+
+def test_the_pass_over_runs_lowers_for_every_platform_and_batches() -> None:
+    tx = ot.monitor_groups("all")
+    updates = {"w": values((3, 4, 384), jnp.float32, 2)}
+    step = lambda updates: ot.metrics(tx.update(updates, tx.init(updates))[1])
+    traced = jax.jit(step).trace(updates)
+    for platform in ("cpu", "cuda", "tpu"):
+        assert traced.lower(lowering_platforms=(platform,)).as_text()
+    batched = jax.vmap(step)(updates)["updates/all/norm"]
+    each = [step({"w": x})["updates/all/norm"] for x in updates["w"]]
+    assert_same(batched, jnp.stack(each), ulps=4)
+
+
+def test_it_takes_little_memory_ahead_of_an_optimizer() -> None:
+    params = {"w": jnp.ones((512, 768))}
+    alone, watched = (
+        optax.adam(1e-3),
+        optax.chain(ot.monitor_groups("all"), optax.adam(1e-3)),
+    )
+    step = lambda tx: lambda p, s, g: tx.update(g, s, p)
+    with jax.numpy_dtype_promotion("standard"):
+        temps = [
+            temp_bytes(
+                jax.jit(step(tx)).lower(params, tx.init(params), params).compile()
+            )
+            for tx in (alone, watched)
+        ]
+    assert temps[1] - temps[0] < params["w"].nbytes / 4
+
+
+def test_bad_arguments() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match="name must not be empty"):
+        ot.monitor_groups("all", name="")
+    with pytest.raises(TypeError, match="name must be a string, got 3"):
+        wrong: Any = 3
+        ot.monitor_groups("all", name=wrong)
+    with pytest.raises(TypeError, match=r"labels must be strings, but .* at 'a'"):
+        ot.monitor_groups({"a": 1, "b": "x"}).init(params)
+    with pytest.raises(ValueError, match="labels says nothing about the leaf at 'b'"):
+        ot.monitor_groups({"a": "x"}).init(params)
+    tx = ot.monitor_groups({"a": "x", "b": "y"})
+    with pytest.raises(ValueError, match=r"labels 'x', 'y' but got updates with 'x'"):
+        tx.update({"a": jnp.ones(2)}, tx.init(params))
