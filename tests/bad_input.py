@@ -223,7 +223,7 @@ FACTORIES: dict[str, Entry] = {
             Row("adam_learning_rate", ["1", True, [1.0]], TypeError, RATE),
             Row("adam_learning_rate", [-1.0, NAN], ValueError, "at least 0"),
             option("sign"),
-            *selector("embeddings", "selector"),
+            *selector("embeddings"),
             Row("unknown", [1], TypeError, "unexpected keyword argument 'unknown'"),
             Row("b1", [2.0], ValueError, "b1 must lie in"),
         ],
@@ -516,7 +516,7 @@ MODULES: dict[str, Entry] = {
         [
             flag("has_aux"),
             Row("loss_fn", NOT_A_FUNCTION, TypeError, "loss_fn must be callable"),
-            Row("model", [None, 3, {}, "m"], ValueError, "needs a model with a RowEm"),
+            Row("model", [None, 3, {}, "m"], TypeError, "model must be one nnx.Module"),
             Row(
                 "model", [nnx.Linear(2, 2, rngs=nnx.Rngs(0))], ValueError, "a RowEmbed"
             ),
