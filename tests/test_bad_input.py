@@ -132,7 +132,7 @@ def test_bad_parameters_are_an_error_of_init_that_names_the_leaf(
 ):
     params = case.params(jnp.float32)
     tx, bad = _without_optax(case, params), spoil(params)
-    if case.whole_numbers and isinstance(bad["emb"], jax.Array):
+    if case.whole_numbers and getattr(bad["emb"], "dtype", None) in (jnp.int32, bool):
         tx.init(bad)
         return
     with pytest.raises(TypeError, match="leaf at 'emb'") as caught:

@@ -97,6 +97,7 @@ def ladder(
     checks.optimizer(inner=inner)
 
     def labels(tree: Any) -> Any:
+        checks.array_leaves(tree, by="ladder")
         chosen = proper_matches(tree, side, name="side")
         named = zip(leaves_with_paths(tree), chosen, strict=True)
         checks.inexact_leaves({path: x for (path, x), c in named if c}, by="ladder")
