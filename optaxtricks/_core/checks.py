@@ -80,7 +80,8 @@ def chosen(options: Collection[Any], **named: Any) -> None:
     """Rejects a value that is not one of `options`."""
     for name, value in named.items():
         # Not `in` alone: an array has no truth value, and True equals 1.
-        plain = isinstance(value, str | int) and not isinstance(value, bool)
+        known = value is None or isinstance(value, str | int)
+        plain = known and not isinstance(value, bool)
         if not plain or value not in options:
             raise ValueError(f"{name} must be one of {list(options)}, got {value!r}.")
 

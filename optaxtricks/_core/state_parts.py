@@ -1,16 +1,21 @@
 """Which part of an optimizer state belongs to which parameter."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 
 from . import checks
-from .paths import is_hole, leaves_with_paths
+from .paths import flatten, is_hole, leaves_with_paths
 
 
+@dataclasses.dataclass(frozen=True)
 class _OfParam:
     """Stands for a leaf of the state that belongs to a parameter."""
+
+    path: str | None = None
 
 
 def transformation_of(tx: Any) -> optax.GradientTransformationExtraArgs:
@@ -24,18 +29,24 @@ def transformation_of(tx: Any) -> optax.GradientTransformationExtraArgs:
 def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[Any]:
     """For each leaf of `state`, the path of the parameter that it belongs to, or None.
 
-    Optax says which leaves belong to parameters, and the ends of their paths to which:
-    the longest parameter path that a leaf's path ends in. That holds also where the
-    containers differ, as inside a wrapper or with Flax Variables.
+    Optax says which leaves belong to parameters, and to which. Where containers differ,
+    as inside some wrappers, the ends of their paths say the latter: the longest
+    parameter path that a leaf's path ends in.
     """
-    mark = lambda leaf: leaf if is_hole(leaf) else _OfParam()
+    named = leaves_with_paths(params)
+    names = jax.tree.unflatten(flatten(params)[1], [path for path, _ in named])
+    mark = lambda leaf, *name: leaf if is_hole(leaf) else _OfParam(*name)
+    find = partial(optax.tree.map_params, tx.init, mark, state, is_leaf=is_hole)
     try:
-        marked = optax.tree.map_params(tx.init, mark, state, is_leaf=is_hole)
-    except Exception:  # an `init` that does without Optax's placeholder, as L-BFGS has
-        return [None] * len(jax.tree.leaves(state))
-    paths = sorted((path for path, _ in leaves_with_paths(params)), key=len)
+        marked = find(names)
+    except Exception:
+        try:
+            marked = find()
+        except Exception:  # an `init` without Optax's placeholder, as L-BFGS has
+            return [None] * len(jax.tree.leaves(state))
+    paths = sorted((path for path, _ in named), key=len)
     return [
-        _ending(path, paths) if isinstance(leaf, _OfParam) else None
+        (leaf.path or _ending(path, paths)) if isinstance(leaf, _OfParam) else None
         for path, leaf in leaves_with_paths(marked)
     ]
 

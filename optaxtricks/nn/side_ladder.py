@@ -58,7 +58,8 @@ class SideLadder(nnx.Module):
     Guarantees:
       - The gradient with respect to taps and top is exactly zero; no backward pass of
         the backbone is compiled.
-      - With ``merge="gated"`` a fresh ladder gives back the last tap, bit for bit.
+      - With ``merge="gated"`` a fresh ladder gives back the last tap, bit for bit but
+        for the sign of a zero, if all taps in use are finite.
       - A layer without a rung has no parameter, and its tap may be ``None``.
       - The result has the dtype of the taps, in which the projections compute; gates
         and mixing are in at least float32.

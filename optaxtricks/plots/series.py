@@ -15,7 +15,7 @@ def curves(history: Any, reading: str | None) -> dict[str, np.ndarray]:
       reading: the last part of the metrics' names; None takes every entry.
     """
     if isinstance(history, Mapping):
-        found = {str(name): values for name, values in history.items()}
+        found = _with_reading(history, reading)
     elif _are_metrics(history):
         found = _from_metrics(history, reading)
     else:
@@ -63,11 +63,24 @@ def _are_metrics(history: Any) -> bool:
     return all(isinstance(step, Mapping) for step in history)
 
 
+def _with_reading(history: Mapping[Any, Any], reading: str | None) -> dict[str, Any]:
+    """Curves by name; of metrics that a scan has stacked, those of this reading."""
+    named = {str(name): values for name, values in history.items()}
+    ending = f"/{reading}"
+    stacked = [name for name in named if name.endswith(ending)]
+    if reading is None or not stacked:
+        return named
+    return {name.removesuffix(ending): named[name] for name in stacked}
+
+
 def _from_metrics(
     history: Sequence[Mapping[str, Any]], reading: str | None
 ) -> dict[str, list[Any]]:
     ending = "" if reading is None else f"/{reading}"
     names = [name for name in history[0] if name.endswith(ending)]
+    every = {name: None for step in history for name in step if name.endswith(ending)}
+    if late := [name for name in every if name not in history[0]]:
+        raise ValueError(f"history lacks {late} at position 0.")
     if not names:
         raise ValueError(
             f"history has no entry that ends in {ending!r}; the first step has "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
-from .._core.paths import is_hole, leaves_with_paths, listing
+from .._core.paths import flatten, is_hole, leaves_with_paths, listing
 from .._core.selectors import Selector, matches, proper_matches
 from ..selection.selectors import merge, split
 
@@ -102,7 +102,7 @@ def ladder(
         named = zip(leaves_with_paths(tree), chosen, strict=True)
         checks.inexact_leaves({path: x for (path, x), c in named if c}, by="ladder")
         names = ["side" if c else "rest" for c in chosen]
-        return jax.tree.unflatten(jax.tree.structure(tree), names)
+        return jax.tree.unflatten(flatten(tree)[1], names)
 
     def filled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
@@ -174,7 +174,9 @@ def _filled(updates: optax.Updates, params: optax.Params, side: Selector) -> Any
     names = [path if c else "" for (path, _), c in zip(named, chosen, strict=True)]
 
     def fill(param: Any, name: str, update: Any) -> Any:
-        if is_hole(param) or not is_hole(update):
+        # What jax.grad gives for an integer is a number without bits.
+        missed = is_hole(update) or update.dtype == jax.dtypes.float0
+        if is_hole(param) or not missed:
             return update
         if name:
             missing.append(name)

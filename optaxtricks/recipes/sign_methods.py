@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
+from .._core.paths import flatten
 from .._core.selectors import Selector, describe, matches
 from ..transforms import (
     at_window_end,
@@ -208,7 +209,7 @@ def tiger(
 
 def _by_rank(tree: Any, embeddings: Selector | None) -> Any:
     """The label of each leaf; that no matrix is among `embeddings` is an error."""
-    leaves, layout = jax.tree.flatten(tree)
+    leaves, layout = flatten(tree)
     labels = ["matrix" if jnp.ndim(x) > 1 else "vector" for x in leaves]
     if embeddings is not None:
         found = matches(tree, embeddings, name="embeddings")
@@ -236,7 +237,8 @@ def mixed_sign(
 
     The chain is ``optax.partition`` of ``optax.adam`` on ``embeddings`` and
     :func:`lion` or :func:`tiger` on the rest. If Tiger accumulates, Adam does so over
-    the same windows, in ``optax.MultiSteps``.
+    the same windows, in ``optax.MultiSteps``. A gradient that is not finite spoils
+    Adam's leaves, which nothing here skips: see ``optax.apply_if_finite``.
 
     Args:
       learning_rate: of the sign method; a number or a schedule.
@@ -282,7 +284,7 @@ def mixed_sign(
     def labels(tree: Any) -> Any:
         chosen = matches(tree, embeddings, name="embeddings")
         names = ["adam" if is_table else "sign" for is_table in chosen]
-        return jax.tree.unflatten(jax.tree.structure(tree), names)
+        return jax.tree.unflatten(flatten(tree)[1], names)
 
     both = optax.partition({"adam": adam, "sign": method}, labels)
     return update_checks.with_params(both, by="mixed_sign")

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from .._core import checks
+from .._core.paths import flatten
 from .._core.selectors import Selector, proper_matches
 
 
@@ -80,6 +81,6 @@ def two_timescale(
         checks.inexact_leaves(tree, by="two_timescale")
         chosen = proper_matches(tree, fast, name="fast")
         names = ["fast" if is_fast else "slow" for is_fast in chosen]
-        return jax.tree.unflatten(jax.tree.structure(tree), names)
+        return jax.tree.unflatten(flatten(tree)[1], names)
 
     return optax.chain(inner, optax.partition(rates, labels))

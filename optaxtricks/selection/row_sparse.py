@@ -30,9 +30,9 @@ class RowSparse(OneLeaf):
     RowSparse))``.
 
     Guarantees:
-      - Arithmetic on the arrays (a sum, a product, a mean over devices) is found out by
-        a third of them, a constant: an error or, where it is traced, rows of NaN.
-        ``jnp.zeros_like`` of them is a gradient of no rows.
+      - Arithmetic on the arrays (a sum, a difference, a product, a mean over devices)
+        is found out by a third of them, a constant: an error or, where it is traced,
+        rows of NaN. ``jnp.zeros_like`` of them is a gradient of no rows.
 
     Args:
       indices: integers of shape ``(k,)`` in ``[0, num_rows]``; ``num_rows`` is
@@ -164,7 +164,15 @@ class RowSparse(OneLeaf):
         indices = in_range(self.indices, self.num_rows)
         values = self.values
         if self.seal is not _SEAL:
-            empty, broken = self.seal == 0, (self.seal != 0) & (self.seal != _SEAL)
+            if jnp.ndim(self.seal):
+                raise ValueError(
+                    f"a RowSparse is stacked, {jnp.shape(self.seal)} in one: use it "
+                    "inside jax.vmap."
+                )
+            # Of a difference the seal is 0 too, but there is something left of it.
+            nothing = ~((self.indices != 0).any() | (self.values != 0).any())
+            empty = (self.seal == 0) & nothing
+            broken = ~empty & (self.seal != _SEAL)
             if not isinstance(broken, jax.core.Tracer) and broken:
                 raise ValueError(f"the indices of a RowSparse were changed: {_CHANGED}")
             # A broken one must not be lost among ids out of range.

@@ -20,7 +20,9 @@ def select(tree: Any, selector: Selector) -> Any:
     - a predicate ``(path, leaf) -> bool``;
     - a tree of bools laid out like ``tree``, or a prefix of one.
 
-    A :class:`RowSparse` counts as one leaf.
+    A :class:`RowSparse` counts as one leaf. Transformations ask their selectors again
+    at every trace, of parameters and of gradients: let a predicate look at path, shape
+    and dtype there, not at numbers.
 
     Args:
       tree: any pytree.

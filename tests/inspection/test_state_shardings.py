@@ -75,6 +75,17 @@ def test_every_part_finds_its_parameter(kind: AxisType) -> None:
     assert places.v_col["emb"] == PartitionSpec("rows")
 
 
+def test_parameters_named_like_parts_of_the_state_are_not_mixed_up() -> None:
+    mesh = _mesh(AxisType.Auto)
+    at = lambda *axes: jax.device_put(
+        jnp.ones((8, 8)), NamedSharding(mesh, PartitionSpec(*axes))
+    )
+    params = {"w": at("rows", "cols"), "mu": {"w": at(None, "cols")}}
+    places: Any = ot.state_shardings(optax.scale_by_adam(), params)
+    assert places.mu["w"].spec == PartitionSpec("rows", "cols")
+    assert places.mu["mu"]["w"].spec == PartitionSpec(None, "cols")
+
+
 def test_bits_of_masks_lie_beside_their_parameter() -> None:
     params = _placed({"w": jnp.ones((64, 8))}, _mesh(AxisType.Auto))
     mask = entry_mask(params)

@@ -199,6 +199,9 @@ ROW = {"e": ot.RowSparse.from_lookup(jnp.asarray([1]), jnp.ones((1, 2)), 3)}
 MAPS = {
     "sum": lambda tree: jax.tree.map(jnp.add, tree, tree),
     "negated": lambda tree: jax.tree.map(lambda x: -x, tree),
+    "difference": lambda tree: jax.tree.map(
+        jnp.subtract, tree, {"e": ot.RowSparse(jnp.asarray([2]), jnp.ones((1, 2)), 3)}
+    ),
     "doubled": lambda tree: jax.tree.map(lambda x: 2 * x, tree),
     "constant": lambda tree: jax.tree.map(jnp.ones_like, tree),
 }
@@ -243,6 +246,14 @@ def test_zeros_like_is_a_gradient_of_no_rows(compiled):
     updates, after = adam.update(zeros, state)
     assert not updates["e"].to_dense().any()
     np.testing.assert_array_equal(after.trace["e"], state.trace["e"])
+
+
+def test_a_stacked_one_is_an_error():
+    make = lambda ids: ot.RowSparse(ids, jnp.ones((1, 2)), 3)
+    stacked = jax.vmap(make)(jnp.asarray([[0], [1]]))
+    with pytest.raises(ValueError, match=r"is stacked, \(2,\) in one: use it inside"):
+        stacked.to_dense()
+    assert jax.vmap(lambda rows: rows.to_dense())(stacked).shape == (2, 3, 2)
 
 
 def test_two_gradients_add_up_as_nodes():
