@@ -103,6 +103,7 @@ def whole(name: str) -> list[Row]:
     return [
         Row(name, NOT_AN_INT, TypeError, f"{name} must be an int"),
         Row(name, [0, -1, np.int64(-3)], ValueError, f"{name} must be at least 1"),
+        Row(name, [2**31, 10**400], ValueError, f"{name} must be below 2"),
     ]
 
 
@@ -265,7 +266,12 @@ SELECTION: dict[str, Entry] = {
             option("granularity"),
             Row("step", [None, 0.5, "1", [1], True, {}], TypeError, "step must be a"),
             Row("step", [-1, 2**31], ValueError, r"step must lie in \[0, 2\*\*31\)"),
-            Row("tree", [STRINGS, {"emb": 1.0}], TypeError, "without a shape: 'emb'"),
+            Row(
+                "tree",
+                [STRINGS, {"emb": object()}],
+                TypeError,
+                "without a shape: 'emb'",
+            ),
             Row("keep_rate", [lambda step: None], ValueError, "must give a scalar"),
             Row("keep_rate", [lambda step: "x"], ValueError, "must give a scalar"),
         ],

@@ -35,6 +35,8 @@ class Case:
       whole_numbers: it accepts integer leaves.
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
+      exchange: what devices tell each other where that is not so: "scalars", "rows" (a
+        number or a bit for each row too) or "leaves"; see `tests/collectives.py`.
       reads_state: every part of the state decides on the next step; what does not,
         a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
@@ -50,6 +52,7 @@ class Case:
     dtypes: tuple[str, ...] = ALL_DTYPES
     whole_numbers: bool = False
     elementwise: bool = True
+    exchange: str = "scalars"
     reads_state: bool = True
     param_shaped: bool = True
     ulps: int = 0
@@ -131,6 +134,7 @@ CASES: dict[str, Case] = {
         ot.compact_entries,
         lambda params: {"inner": _inner(), "mask": entry_mask(params)},
         elementwise=False,
+        exchange="leaves",
         param_shaped=False,
     ),
     "child_tuning_d": Case(
@@ -204,6 +208,7 @@ CASES: dict[str, Case] = {
         inject=("floor",),
         dtypes=REAL_DTYPES,
         elementwise=False,
+        exchange="rows",
         ulps=4,
     ),
     "shrink_nonfinite": Case(
@@ -219,6 +224,7 @@ CASES: dict[str, Case] = {
         ot.lazy_rows,
         lambda params: {"inner": _inner(), "tables": _has_rows},
         elementwise=False,
+        exchange="rows",
     ),
     "lazy_rows_frozen": Case(
         ot.lazy_rows,
@@ -228,6 +234,7 @@ CASES: dict[str, Case] = {
             "moments": "freeze",
         },
         elementwise=False,
+        exchange="rows",
     ),
     "magma": Case(
         ot.magma,

@@ -46,9 +46,10 @@ _SAME = ("settings", "checkpoint", "task")
 
 def _read(path: pathlib.Path) -> Results | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def _why(old: Results, new: Results, keys: list[str]) -> str:

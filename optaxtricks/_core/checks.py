@@ -66,12 +66,14 @@ def float_dtype(**named: Any) -> Any:
 
 
 def positive_int(**named: Any) -> None:
-    """Rejects all but whole numbers above zero."""
+    """Rejects all but whole numbers above zero that int32 can hold."""
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise TypeError(f"{name} must be an int, got {value!r}.")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
+        if value >= 2**31:
+            raise ValueError(f"{name} must be below 2**31, got {value!r}.")
 
 
 def chosen(options: Collection[Any], **named: Any) -> None:

@@ -74,7 +74,8 @@ def dropout_mask(
     checks.scalar(keep_rate=rate)
     last = last_kept_word(rate)
     leaves = leaves_with_paths(tree)
-    if bare := [path for path, leaf in leaves if not hasattr(leaf, "shape")]:
+    has_shape = lambda leaf: hasattr(leaf, "shape") or isinstance(leaf, int | float)
+    if bare := [path for path, leaf in leaves if not has_shape(leaf)]:
         raise TypeError(f"tree has leaves without a shape: {listing(bare)}.")
     words = leaf_words(key, [path for path, _ in leaves])
     now = step_words(step)

@@ -16,8 +16,10 @@ from .._core.example_gradients import (
     each,
     filled,
     fold,
+    fold_lanes,
     gradient_sum,
     halves,
+    lanes_of,
     leading_size,
     plus,
     powers,
@@ -115,8 +117,10 @@ def fisher_information(
       microbatch_size: how many examples are differentiated at once. By default one
         (a whole batch for ``per="batch"``), the fastest on CPU; others need memory
         for so many gradients. For a batch sharded over devices give the number of
-        devices: one example at a time would be computed by all of them alike. (Over
-        Explicit mesh axes a batch is always gathered first.)
+        devices: one example at a time would be computed by all of them alike. Each
+        device then keeps sums of its own, and they are added up once a batch. (Over
+        Explicit mesh axes a batch is always gathered first; under an outer ``jit``,
+        and with ``per="batch"``, sums are added up once a microbatch.)
       key: for ``labels="sampled"`` alone: int, typed PRNG key, or legacy uint32 key.
       progress: show a progress bar (of batches handed to the device); needs rich.
 
@@ -206,12 +210,15 @@ def _sums(
     """Sums of scores and, last, of the excess; and how many terms they have."""
     # The running sums are donated and nothing is read back: the host only hands
     # over the next batch.
-    add = jax.jit(functools.partial(_add_batch, plan), donate_argnums=0)
+    add = jax.jit(
+        functools.partial(_add_batch, plan), donate_argnums=0, static_argnums=6
+    )
     sums = [jnp.zeros_like(x, jnp.float32) for x in chosen]
     sums.append(jnp.zeros((), jnp.float32))
     examples = number = 0
     for size, batch in checked_batches(stream):
-        sums = add(sums, chosen, rest, key, batch, np.uint32(examples))
+        lanes = lanes_of(batch, min(plan.microbatch_size or 1, size))
+        sums = add(sums, chosen, rest, key, batch, np.uint32(examples), lanes)
         examples, number = examples + size, number + 1
     return sums, examples if plan.per == "example" else number
 
@@ -224,6 +231,7 @@ def _add_batch(
     key: Any,
     batch: Any,
     first: jax.Array,
+    lanes: Any,
 ) -> Leaves:
     size = leading_size(batch)
     numbered = batch, first + jnp.arange(size, dtype=jnp.uint32)
@@ -233,8 +241,11 @@ def _add_batch(
         rule, on = label_scores, objective
         if plan.labels == "expected":
             rule, on = expected_scores, log_p
-        part = each(functools.partial(rule, on, plan.power, chosen))
-        return fold(part, sums, numbered, min(plan.microbatch_size or 1, size))
+        one = functools.partial(rule, on, plan.power, chosen)
+        width = min(plan.microbatch_size or 1, size)
+        if lanes is not None:
+            return fold_lanes(one, sums, numbered, width, lanes)
+        return fold(each(one), sums, numbered, width)
     part = gradient_sum(objective, chosen)
     zeros = [jnp.zeros_like(x) for x in sums]
     total = fold(part, zeros, numbered, min(plan.microbatch_size or size, size))

@@ -20,8 +20,9 @@ class TigerState(NamedTuple):
 
     Attributes:
       mu: the momentum, laid out like the parameters.
-      step: int32 scalar, the number of earlier updates; ``None`` with
-        ``accumulate_steps=1`` and an exponent that is no schedule.
+      step: int32 scalar, the number of earlier updates (when that is full, of a
+        window that comes again and again); ``None`` with ``accumulate_steps=1`` and
+        an exponent that is no schedule.
     """
 
     mu: optax.Updates

@@ -77,7 +77,7 @@ def test_side_attention_is_attention(problem):
     other, _ = nnx.split(SideAttention(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 6, config.hidden_size)).astype(np.float32)
-    mask = jnp.arange(6) < jnp.array([[6], [3], [1], [5]])
+    mask = jnp.arange(6)[None] < jnp.array([[6], [3], [1], [5]])
     bias = attention_bias(mask, jnp.dtype("float32"))
     total = lambda graph: lambda p, x: (nnx.merge(graph, p)(x, bias) ** 2).sum()
     expected, found = (

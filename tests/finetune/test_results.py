@@ -97,7 +97,7 @@ def test_a_changed_recipe_leaves_the_table(table):
     assert notes == ["head has changed since 2026-01-01: its entry is gone"]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1"])
+@pytest.mark.parametrize("content", [None, "{", "[1]"])
 def test_a_missing_or_broken_table_is_no_table(tmp_path, content):
     path = tmp_path / "results.json"
     if content is not None:
