@@ -4,14 +4,15 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+# Extensions of our own, and the benchmarks.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 project = "optaxtricks"
 author = "The optaxtricks authors"
 release = version = importlib.metadata.version("optaxtricks")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-extensions += ["bare_names", "mathml", "signatures"]
+extensions += ["bare_names", "cost_table", "mathml", "signatures"]
 add_module_names = False
 autodoc_default_options = {"member-order": "bysource"}
 maximum_signature_line_length = 72

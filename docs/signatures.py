@@ -32,8 +32,8 @@ class _Spelled(ast.NodeTransformer):
 def _of_function(node: ast.FunctionDef, method: bool) -> Signature:
     if method:
         del (node.args.posonlyargs or node.args.args)[0]
-    returns = node.returns and ast.unparse(node.returns).strip("'")
-    return f"({ast.unparse(node.args)})", returns or None
+    returns = ast.unparse(node.returns).strip("'") if node.returns else None
+    return f"({ast.unparse(node.args)})", returns
 
 
 def _of_class(node: ast.ClassDef) -> Signature:
