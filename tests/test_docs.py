@@ -23,6 +23,12 @@ PUBLIC = {
     for module, value in MODULES.items()
     for name in value.__all__
 }
+BUILT = DOCS.parent / "build" / "docs"
+# Whatever a browser fetches by itself; a link to a paper is not.
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|link)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"""
+    r"""|(?:@import|url\()\s*['"]?((?:https?:)?//[^'")]*)"""
+)
 DIRECTIVE = re.compile(
     r"^\.\. (module|currentmodule|autofunction|autoclass):: (\S+)$", re.MULTILINE
 )
@@ -63,3 +69,13 @@ def test_the_directive_fits(name: str) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = (DOCS / "index.rst").read_text().partition("toctree::")[2].split()
     assert {page.stem for page in PAGES} - {"index"} <= set(listed)
+
+
+@pytest.mark.skipif(not BUILT.exists(), reason="`make docs` builds it")
+def test_the_site_fetches_nothing_from_elsewhere() -> None:
+    assert FETCHED.search('<script async src="https://elsewhere/x.js">')
+    assert FETCHED.search("@import url('//elsewhere/x.css')")
+    files = [path for path in BUILT.rglob("*") if path.suffix in (".html", ".css")]
+    assert BUILT / "index.html" in files
+    for path in files:
+        assert not FETCHED.search(path.read_text()), path
