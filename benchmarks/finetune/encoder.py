@@ -1,4 +1,8 @@
-"""A BERT/RoBERTa encoder and a linear classifier on top of it, in Flax NNX."""
+"""A BERT/RoBERTa encoder and a linear classifier on top of it, in Flax NNX.
+
+A mask says which tokens are real. With pairs of texts it is an array of integers: 0 for
+padding, else the number of the token's text, 1 or 2.
+"""
 
 import dataclasses
 import functools
@@ -226,7 +230,8 @@ class Encoder(nnx.Module):
 
 def attention_bias(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """What is added to attention scores, so that no token sees padding."""
-    return jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)
+    seen = mask.astype(bool)[:, None, None, :]
+    return jnp.where(seen, 0.0, jnp.finfo(dtype).min).astype(dtype)
 
 
 class Classifier(nnx.Module):
@@ -236,6 +241,17 @@ class Classifier(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
         self.head = nnx.Linear(config.hidden_size, num_classes, rngs=rngs)
+        self.paired = False
+
+    def compare_texts(self, *, rngs: nnx.Rngs) -> None:
+        """Gives the head a comparison of two texts too, as sentence encoders need.
+
+        On the mean over both alone, full fine-tuning stayed at chance in 150 steps of
+        `stdlib-pairs`. The features are much like those of Reimers and Gurevych (2019).
+        """
+        width, num_classes = self.head.in_features, self.head.out_features
+        self.head = nnx.Linear(PAIR_FEATURES * width, num_classes, rngs=rngs)
+        self.paired = True
 
     def __call__(
         self, ids: jax.Array, types: jax.Array, mask: jax.Array, **dropout: Any
@@ -244,7 +260,25 @@ class Classifier(nnx.Module):
 
     def classify(self, hidden: jax.Array, mask: jax.Array, **dropout: Any) -> jax.Array:
         """Class scores of hidden states."""
-        weights = mask.astype(hidden.dtype)
-        pooled = jnp.einsum("bld,bl->bd", hidden, weights)
-        pooled = pooled / weights.sum(axis=-1, keepdims=True)
+        pooled = mean_state(hidden, mask.astype(bool))
+        if self.paired:
+            first, second = (_unit(mean_state(hidden, mask == n)) for n in (1, 2))
+            features = [pooled, first * second, jnp.abs(first - second)]
+            pooled = jnp.concatenate(features, axis=-1)
         return self.head(self.dropout(pooled, **dropout))
+
+
+# The mean over both texts, and the product and distance of the means of each.
+PAIR_FEATURES = 3
+
+
+def mean_state(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the tokens of a mask; zero over none."""
+    weights = mask.astype(hidden.dtype)
+    total = jnp.einsum("bld,bl->bd", hidden, weights)
+    return total / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1.0)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Scaled to a root mean square of 1, so that products sum to a cosine."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)

@@ -13,7 +13,7 @@ from flax import nnx
 
 import optaxtricks as ot
 
-from .encoder import Classifier, Encoder, EncoderConfig
+from .encoder import PAIR_FEATURES, Classifier, Encoder, EncoderConfig
 from .task import Examples
 
 HEAD_SCALE = 0.02
@@ -52,8 +52,16 @@ class Problem:
     batch_size: int
     make: Callable[..., Classifier] = Classifier
 
+    @property
+    def paired(self) -> bool:
+        """Whether an example is a pair of texts."""
+        return self.dev.paired
+
     def _build(self, rngs: nnx.Rngs) -> Classifier:
-        return self.make(self.config, self.num_classes, rngs=rngs)
+        model = self.make(self.config, self.num_classes, rngs=rngs)
+        if self.paired:
+            model.compare_texts(rngs=rngs)
+        return model
 
     @functools.cached_property
     def model(self) -> nnx.GraphDef:
@@ -88,7 +96,8 @@ class Problem:
 
         The head of a seed is the same in all models.
         """
-        shape = (self.config.hidden_size, self.num_classes)
+        features = PAIR_FEATURES if self.paired else 1
+        shape = (features * self.config.hidden_size, self.num_classes)
         kernel = np.random.default_rng([seed, 1]).normal(0.0, HEAD_SCALE, shape)
         head = {
             "bias": jnp.zeros(self.num_classes, jnp.float32),

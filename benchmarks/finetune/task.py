@@ -55,7 +55,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Arrays with a leading example axis."""
+    """Arrays with a leading example axis; `mask` is as the encoder wants it."""
 
     ids: np.ndarray
     types: np.ndarray
@@ -64,6 +64,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def paired(self) -> bool:
+        """Whether an example is a pair of texts."""
+        return self.mask.dtype != bool
 
     def __getitem__(self, rows: Any) -> dict[str, np.ndarray]:
         return {k: v[rows] for k, v in vars(self).items()}
@@ -146,7 +151,8 @@ def encode(
     length: int,
 ) -> Examples:
     """Tokenizes rows, cut to `length` tokens and padded to it."""
-    special = tokenizer.num_special_tokens_to_add("text_b" in rows[0])
+    paired = "text_b" in rows[0]
+    special = tokenizer.num_special_tokens_to_add(paired)
     if length <= special:
         raise InputError(f"--length: {length} leaves no room beside special tokens.")
     tokenizer.enable_truncation(length)
@@ -154,15 +160,20 @@ def encode(
     encodings = tokenizer.encode_batch(texts)
     shape = (len(rows), length)
     ids = np.full(shape, config.pad_token_id, np.int32)
-    types, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    types, mask = (
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.int8 if paired else bool),
+    )
     for row, encoding in enumerate(encodings):
         used = len(encoding.ids)
         ids[row, :used] = encoding.ids
-        mask[row, :used] = True
+        mask[row, :used] = 1
+        if 1 in encoding.sequence_ids:
+            mask[row, encoding.sequence_ids.index(1) : used] = 2
         if config.type_vocab_size > 1:
             types[row, :used] = encoding.type_ids
     number = {label: n for n, label in enumerate(labels)}
     targets = np.array([number[row["label"]] for row in rows], np.int32)
     # The mean over no token at all would be NaN; such a tokenizer adds no [CLS].
-    mask[:, 0] = True
+    mask[:, 0] = 1
     return Examples(ids, types, mask, targets)

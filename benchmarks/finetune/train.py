@@ -46,10 +46,11 @@ class Evaluator:
             lambda params, batch: problem.logits(params, batch).argmax(axis=-1)
         )
         dev, self._batches = problem.dev, []
-        order = np.argsort(dev.mask.sum(axis=1), kind="stable")
+        lengths = dev.mask.astype(bool).sum(axis=1)
+        order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), EVALUATION_BATCH):
             rows = order[start : start + EVALUATION_BATCH]
-            width = -(-int(dev.mask[rows].sum(axis=1).max()) // 8) * 8
+            width = -(-int(lengths[rows].max()) // 8) * 8
             # Repeated rows fill the last batch, so that shapes stay few.
             batch = dev[np.resize(rows, EVALUATION_BATCH)]
             texts = {k: batch[k][:, :width] for k in ("ids", "types", "mask")}

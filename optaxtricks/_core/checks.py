@@ -181,9 +181,13 @@ def inexact_leaves(
 def array_leaves(
     tree: Any, *, by: str, remedy: str = "optax.masked or optax.partition"
 ) -> None:
-    """Rejects leaves that are no arrays."""
+    """Rejects leaves that are no arrays of numbers."""
     for path, leaf in leaves_with_paths(tree):
-        _dtype(path, leaf, by, remedy)
+        if jnp.issubdtype(_dtype(path, leaf, by, remedy), jax.dtypes.extended):
+            raise TypeError(
+                f"{by} needs numbers, but the leaf at {path!r} holds keys; leave it "
+                f"out with {remedy}."
+            )
 
 
 def finite_leaves(tree: Any, *, what: str) -> None:

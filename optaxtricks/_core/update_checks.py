@@ -7,11 +7,23 @@ import optax
 
 from . import checks
 from .build import transformation
-from .paths import is_hole, nodes_with_paths
+from .paths import OneLeaf, flatten, is_hole, nodes_with_paths
 
 
-def same_shapes(updates: Any, known: Any, *, by: str, name: str) -> None:
-    """Rejects updates that do not have the leaves and shapes of the argument `name`."""
+def inexact_updates(updates: Any, *, by: str) -> None:
+    """Rejects updates of other things than floats; those of a RowSparse count."""
+    leaves, layout = flatten(updates)
+    values = [getattr(x, "values", x) if isinstance(x, OneLeaf) else x for x in leaves]
+    checks.inexact_leaves(jax.tree.unflatten(layout, values), by=by)
+
+
+def same_shapes(
+    updates: Any, known: Any, *, by: str, name: str, holes: bool = False
+) -> None:
+    """Rejects updates that do not have the leaves and shapes of the argument `name`.
+
+    With `holes`, updates may have None where the other has a leaf.
+    """
     leaves = jax.tree.leaves(updates, is_leaf=_is_node)
     others = jax.tree.leaves(known, is_leaf=_is_node)
     if len(leaves) != len(others):
@@ -20,6 +32,8 @@ def same_shapes(updates: Any, known: Any, *, by: str, name: str) -> None:
             f"{len(others)}."
         )
     shapes = [(_shape(x), _shape(y)) for x, y in zip(leaves, others, strict=True)]
+    if holes:
+        shapes = [(other if s is None else s, other) for s, other in shapes]
     if all(shape == other for shape, other in shapes):
         return  # without the cost of paths
     # A RowSparse is one leaf, of the shape of its table.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from .._core import checks
 from .._core.paths import leaves_with_paths
 from .._core.state_parts import owners, transformation_of
 from .._core.zero_flow import zero_outputs
@@ -57,6 +58,7 @@ def summary(tx: Any, params: Any, **extra_args: Any) -> str:
       total         818       18           72            0.1
     """
     tx = transformation_of(tx)
+    checks.array_leaves(params, by="summary")
     abstract = jax.eval_shape(lambda tree: tree, params)
     names = [path for path, _ in leaves_with_paths(abstract)]
     if not names:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from .._core import checks
 from .canvas import COLOURS, axes_or_new, finish
 from .series import real_array
 
@@ -48,10 +49,7 @@ def embedding_drift(
       Su, 2023, kexue.fm archive 9736.
     """
     size = np.abs(real_array("table", table, 2)).max(axis=1)
-    if not 0 < weight_decay < np.inf:
-        raise ValueError(
-            f"weight_decay must be positive and finite, got {weight_decay!r}."
-        )
+    checks.positive(weight_decay=weight_decay)
     if counts is not None:
         often = real_array("counts", counts, 1)
         if often.shape != size.shape:

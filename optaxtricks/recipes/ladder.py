@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.paths import is_hole, leaves_with_paths, listing
 from .._core.selectors import Selector, matches, proper_matches
 from ..selection.selectors import merge, split
@@ -97,6 +97,7 @@ def ladder(
     checks.optimizer(inner=inner)
 
     def labels(tree: Any) -> Any:
+        checks.array_leaves(tree, by="ladder")
         chosen = proper_matches(tree, side, name="side")
         named = zip(leaves_with_paths(tree), chosen, strict=True)
         checks.inexact_leaves({path: x for (path, x), c in named if c}, by="ladder")
@@ -104,7 +105,12 @@ def ladder(
         return jax.tree.unflatten(jax.tree.structure(tree), names)
 
     def filled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        return updates if params is None else _filled(updates, params, side)
+        if params is None:
+            return updates
+        update_checks.same_shapes(
+            updates, params, by="ladder", name="params", holes=True
+        )
+        return _filled(updates, params, side)
 
     parts = optax.partition({"side": inner, "rest": optax.set_to_zero()}, labels)
     return optax.chain(optax.stateless(filled), parts)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten
 
@@ -134,8 +134,10 @@ def ema_params(
         **extra_args: Any,
     ) -> tuple[optax.Updates, EmaParamsState]:
         del extra_args
-        if params is None:
-            raise ValueError("ema_params needs params in update.")
+        update_checks.state_of(EmaParamsState, state, by="ema_params")
+        params = update_checks.given(params, by="ema_params")
+        update_checks.same_shapes(updates, params, by="ema_params", name="params")
+        update_checks.same_shapes(params, state.ema, by="ema_params", name="the state")
         step, weight = state.step, state.weight
         share, due = 1 - _at(decay, step), _due(step, every)
         if weight is not None:

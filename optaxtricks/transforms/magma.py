@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.counter_hash import entry_words, key_words, leaf_words, step_words
 from .._core.paths import leaves_with_paths
@@ -132,6 +132,9 @@ def magma(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MagmaState]:
+        update_checks.state_of(MagmaState, state, by="magma")
+        checks.inexact_leaves(updates, by="magma")
+        update_checks.same_shapes(updates, state.mu, by="magma", name="the state")
         proposed, after = inner.update(updates, state.inner, params, **extra_args)
         leaves, layout = jax.tree.flatten(proposed)
         momenta, mu_layout = jax.tree.flatten(state.mu)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.groups import Labels, group_labels
 from .._core.paths import flatten, listing
@@ -124,6 +124,8 @@ def monitor_groups(
         **extra_args: Any,
     ) -> tuple[optax.Updates, MonitorGroupsState]:
         del params, extra_args
+        update_checks.state_of(MonitorGroupsState, state, by="monitor_groups")
+        update_checks.inexact_updates(updates, by="monitor_groups")
         groups = _groups(updates, labels)
         held = state.readings
         known = sorted(held[name]) if isinstance(held, dict) else []

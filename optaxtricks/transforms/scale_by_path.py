@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten
 from ..selection.labels import label_by_path
@@ -101,6 +101,8 @@ def scale_by_path(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByPathState]:
         del params, extra_args
+        update_checks.state_of(ScaleByPathState, state, by="scale_by_path")
+        update_checks.inexact_updates(updates, by="scale_by_path")
         step = state.step
         now = {pattern: _at(factor, step) for pattern, factor in factors.items()}
         leaves, layout = flatten(updates)

@@ -70,8 +70,8 @@ def test_any_placement_gives_one_devices_numbers_and_exchanges_what_the_case_nam
     leaf = max((x.shape for x in jax.tree.leaves(params)), key=math.prod)
     found = exchanges(compiled.as_text())
     assert [x for x in found if not allowed(x, leaf)] == []
-    if case.exchange == "leaves" and kind is AxisType.Auto:
-        return  # where the compiler puts what it made whole is its own affair
+    if case.exchange in ("leaves", "nothing") and kind is AxisType.Auto:
+        return  # where the compiler puts what is whole, or zero, is its own affair
     for got, want in zip(*map(jax.tree.leaves, (updates, there)), strict=True):
         assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
 

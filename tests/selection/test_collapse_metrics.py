@@ -164,7 +164,7 @@ def test_a_sharded_batch_is_measured_as_one(kind, spec):
         (jnp.ones((3, 3), int), TypeError, "needs floating-point leaves"),
         (jnp.ones((3, 3), bool), TypeError, "needs floating-point leaves"),
         (jnp.ones((3, 3), complex), TypeError, "not defined for complex numbers"),
-        ("z", TypeError, "needs arrays"),
+        ("z", TypeError, "z must be an array"),
     ],
     ids=str,
 )
