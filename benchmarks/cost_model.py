@@ -11,7 +11,7 @@ buffers donated, each device holding its own share and nothing else.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -177,25 +177,29 @@ def milliseconds(cost: Cost, *, chip: str, params: float) -> float:
     return 1e3 * cost.moved * params / BANDWIDTH[chip]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chip", choices=tuple(BANDWIDTH), nargs="+")
-    chips = parser.parse_args(argv).chip or tuple(BANDWIDTH)
+def rows(chips: Sequence[str] = tuple(BANDWIDTH)) -> Iterator[list[str]]:
+    """The heads of the table, then a row for every chain."""
     columns = [(chip, model) for chip in chips for model in MODELS]
     heads = [f"{model} {chip}, ms" for chip, model in columns]
-    print(f"| Chain | State, B | Moved, B | {' | '.join(heads)} | Note |")
-    print("|---" * (len(heads) + 4) + "|")
+    yield ["Chain", "State, B", "Moved, B", *heads, "Note"]
     for name, cost in COSTS.items():
         times = [
             f"{milliseconds(cost, chip=chip, params=MODELS[model]):.1f}"
             for chip, model in columns
         ]
-        cells = [f"`{name}`", f"{cost.state:g}", f"{cost.moved:g}", *times, cost.note]
-        print(f"| {' | '.join(cells)} |")
+        yield [f"`{name}`", f"{cost.state:g}", f"{cost.moved:g}", *times, cost.note]
     for kept in (0.2, 0.005):
-        name, state = f"`compact_entries(adamw)`, {kept:.1%} kept", compact_state(kept)
-        print(f"| {name} | {state:g} |" + " |" * (len(heads) + 2))
+        name = f"`compact_entries(adamw)`, {kept:.1%} kept"
+        yield [name, f"{compact_state(kept):g}", *[""] * (len(heads) + 2)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chip", choices=tuple(BANDWIDTH), nargs="+")
+    heads, *body = rows(parser.parse_args(argv).chip or tuple(BANDWIDTH))
+    for cells in (heads, ["---"] * len(heads), *body):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

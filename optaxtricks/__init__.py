@@ -2,6 +2,7 @@
 
 import importlib
 import types
+import typing
 
 from .inspection import metrics as metrics
 from .inspection import state_shardings as state_shardings
@@ -106,8 +107,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> types.ModuleType:
-    """Imports a room that needs an extra, Flax or Matplotlib, when it is asked for."""
-    if name in ("nn", "plots"):
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if typing.TYPE_CHECKING:
+    from . import nn as nn
+    from . import plots as plots
+else:
+
+    def __getattr__(name: str) -> types.ModuleType:
+        """Imports a room that needs an extra, Flax or Matplotlib, when asked for it."""
+        if name in ("nn", "plots"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
