@@ -43,6 +43,7 @@ class Cost:
       state: bytes of state.
       fixed: how much of the state only `init` writes.
       again: bytes that are read a second time, and why is said in `note`.
+      trained: the fraction of the parameters that a step touches at all.
       note: what the numbers leave out.
     """
 
@@ -50,17 +51,18 @@ class Cost:
     state: float
     fixed: float = 0.0
     again: float = 0.0
+    trained: float = 1.0
     note: str = ""
 
     @property
     def reads(self) -> float:
         """Parameters, gradient and state, once."""
-        return 2 * FLOAT + self.state
+        return 2 * FLOAT * self.trained + self.state
 
     @property
     def writes(self) -> float:
         """Parameters and what changes of the state, once."""
-        return FLOAT + self.state - self.fixed
+        return FLOAT * self.trained + self.state - self.fixed
 
     @property
     def moved(self) -> float:
@@ -130,6 +132,12 @@ COSTS: dict[str, Cost] = {
         2 * FLOAT,
         again=2 * FLOAT,
         note="gradient and average for their cosine",
+    ),
+    "ladder(lion), an eighth trained": Cost(
+        lambda mask: ot.ladder(_lion(), side="kernel_3"),
+        FLOAT / 8,
+        trained=1 / 8,
+        note="the frozen rest has neither gradient nor state",
     ),
     "lion, ema_params": Cost(
         lambda mask: optax.chain(_lion(), ot.ema_params(0.999)), 2 * FLOAT
