@@ -196,12 +196,11 @@ def test_an_empty_list_of_ids_is_an_empty_gradient():
 
 
 ROW = {"e": ot.RowSparse.from_lookup(jnp.asarray([1]), jnp.ones((1, 2)), 3)}
+OTHER = {"e": ot.RowSparse.from_lookup(jnp.asarray([2]), jnp.ones((1, 2)), 3)}
 MAPS = {
     "sum": lambda tree: jax.tree.map(jnp.add, tree, tree),
     "negated": lambda tree: jax.tree.map(lambda x: -x, tree),
-    "difference": lambda tree: jax.tree.map(
-        jnp.subtract, tree, {"e": ot.RowSparse(jnp.asarray([2]), jnp.ones((1, 2)), 3)}
-    ),
+    "difference": lambda tree: jax.tree.map(jnp.subtract, tree, OTHER),
     "doubled": lambda tree: jax.tree.map(lambda x: 2 * x, tree),
     "constant": lambda tree: jax.tree.map(jnp.ones_like, tree),
 }
