@@ -200,8 +200,8 @@ class Recipe:
 
 LADDER = Recipe(
     ladder,
-    4e-3,
-    (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    1.6e-2,
+    (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     trains=SIDE,
     model=LadderClassifier,
 )
