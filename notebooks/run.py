@@ -22,7 +22,8 @@ def run(script: pathlib.Path) -> None:
     notebook = jupytext.read(script)
     notebook.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # random ones would change at every run
+        # Random names would change at every run; blank lines are the script's affair.
+        cell["id"], cell["metadata"] = f"cell-{number}", {}
     client = nbclient.NotebookClient(
         notebook,
         timeout=SECONDS,
