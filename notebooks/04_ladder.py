@@ -48,7 +48,7 @@ plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 #
 # MiniLM-L6 and the benchmark's own task, cut to a few classes: which module of the
 # standard library does a docstring come from? The small size has a random encoder of
-# two layers and random tokens.
+# one layer and random tokens.
 
 # %%
 CLASSES, TRAIN, TEST, TOKENS = (3, 16, 16, 8) if SMALL else (8, 256, 192, 32)
