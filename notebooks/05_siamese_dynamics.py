@@ -303,6 +303,9 @@ for ax, reading in zip(axes, ("std_ratio", "effective_rank"), strict=True):
         for name, (_, _, history) in results.items()
     }
     ot.plots.collapse(curves, steps=at, ax=ax)
-    ax.lines[2].set_linestyle("--")  # lies on SimSiam's
+    simsiam, _, byol = ax.lines[:3]  # the two may lie on each other
+    simsiam.set(linewidth=6, alpha=0.4)
+    byol.set_linestyle("--")
+    ax.legend()
     ax.set_title(reading)
 figure.tight_layout()
