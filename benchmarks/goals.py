@@ -33,6 +33,11 @@ def cell(side: str, column: str) -> Callable[[Rows], float]:
     return lambda rows: _row(rows, side)[column]
 
 
+def of_recipe(recipe: str, column: str) -> Callable[[Rows], float]:
+    """The figure in a column of a recipe's first row."""
+    return lambda rows: next(row for row in rows if row["recipe"] == recipe)[column]
+
+
 def ratio(over: str, under: str, column: str) -> Callable[[Rows], float]:
     """Of a column, one side's figure over another's."""
     return lambda rows: _row(rows, over)[column] / _row(rows, under)[column]
@@ -136,6 +141,27 @@ GOALS = (
         0.01,
     ),
     Goal(
+        "P7 memory",
+        "ladder / full fine-tuning, 8 layers x 512: temporary bytes",
+        "ladder",
+        of_recipe("ladder", "temp / full"),
+        0.25,
+    ),
+    Goal(
+        "P7",
+        "the same: time of a step",
+        "ladder",
+        of_recipe("ladder", "ms / full"),
+        0.40,
+    ),
+    Goal(
+        "P8",
+        "ladder on cached taps / full fine-tuning: time of a step",
+        "ladder",
+        of_recipe("ladder_cached", "ms / full"),
+        0.12,
+    ),
+    Goal(
         "P9",
         "trace and compile 1000 leaves, gradient_dropout + lion / lion",
         "bench_compile",
@@ -163,5 +189,12 @@ GOALS = (
         "bench_fisher",
         cell("fisher, no table", "ratio to its batch gradient"),
         1.5,
+    ),
+    Goal(
+        "monitor",
+        "monitor_groups, then adamw / adamw",
+        "bench_monitor",
+        cell("monitor_groups, adamw", "ratio to bare"),
+        1.35,
     ),
 )
