@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-floor lint bench-smoke docs package notebooks clean
+.PHONY: demo test test-slow test-floor lint bench-smoke docs package notebooks clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -12,6 +12,10 @@ demo: .venv/demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What takes minutes: crashes, long runs, notebooks, Optax's own suite.
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --ignore tests/test_packaging.py
 
 # The same tests on the oldest versions that pyproject.toml allows.
 test-floor: .venv-floor/dev
