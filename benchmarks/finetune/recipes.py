@@ -200,7 +200,7 @@ class Recipe:
 
 LADDER = Recipe(
     ladder,
-    1.6e-2,
+    3.2e-2,
     (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     trains=SIDE,
     model=LadderClassifier,
@@ -211,14 +211,14 @@ RECIPES = {
     "bitfit": Recipe(bitfit, 4e-3, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), trains=BIASES),
     "lora": Recipe(
         lora,
-        2e-3,
+        8e-3,
         (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         trains=LORA,
         model=LoRAClassifier,
     ),
     "adapters": Recipe(
         adapters,
-        2e-3,
+        8e-3,
         (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         trains=ADAPTERS,
         model=AdapterClassifier,
