@@ -208,7 +208,7 @@ LADDER = Recipe(
 RECIPES = {
     "full": Recipe(full, 4e-4),
     "head": Recipe(head, 4e-2, grid=(1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1), trains=HEAD),
-    "bitfit": Recipe(bitfit, 4e-3, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), trains=BIASES),
+    "bitfit": Recipe(bitfit, 1.6e-2, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), trains=BIASES),
     "lora": Recipe(
         lora,
         8e-3,
