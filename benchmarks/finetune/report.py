@@ -189,7 +189,8 @@ def plot(results: dict[str, Any]) -> bytes:
         _draw_bar(right, index, entry["accuracy"], colour)
     left.set(xlabel="training step", ylabel="dev accuracy (%)", xlim=(0, None))
     left.grid(alpha=0.3)
-    left.legend(frameon=False, loc="lower right")
+    # Before the first evaluation there is room, however many recipes there are.
+    left.legend(frameon=False, loc="upper left", fontsize="small")
     right.set(xlabel="final dev accuracy (%)", xlim=(0, 100))
     right.set_yticks(range(len(summary)), list(summary))
     right.invert_yaxis()
