@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from .paths import leaves_with_paths, listing
+from .paths import leaves_with_paths, listing, nearest
 
 Labels: TypeAlias = Callable[[Any], Any] | str | Any
 """A callable from a tree to a tree of strings, or such a tree, or a prefix of one."""
@@ -27,16 +27,4 @@ def group_labels(tree: Any, labels: Labels, *, name: str = "labels") -> list[str
     table = dict(entries)
     if len(table) != len(entries):
         raise ValueError(f"{name} has two leaves of the same path; rename one.")
-    return [_nearest(table, path, name) for path in paths]
-
-
-def _nearest(table: dict[str, str], path: str, name: str) -> str:
-    prefix = path
-    while prefix not in table:
-        if not prefix:
-            raise ValueError(
-                f"{name} says nothing about the leaf at {path!r}; its entries: "
-                f"{listing(table)}."
-            )
-        prefix = prefix.rpartition("/")[0]
-    return table[prefix]
+    return [nearest(table, path, name=name) for path in paths]

@@ -1,11 +1,12 @@
 """Leaf paths: one spelling for Linen dicts, `nnx.State`, dataclasses and tuples."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import optax
 
+T = TypeVar("T")
 _VALUE = jax.tree_util.GetAttrKey("value")
 
 
@@ -58,6 +59,19 @@ def is_hole(node: Any) -> bool:
 def holes(tree: Any) -> list[str]:
     """Paths at which `optax.masked`, `optax.partition` or a split took a leaf out."""
     return [path for path, node in nodes_with_paths(tree) if is_hole(node)]
+
+
+def nearest(table: Mapping[str, T], path: str, *, name: str) -> T:
+    """The entry of a prefix tree, by path, that is nearest above a leaf."""
+    prefix = path
+    while prefix not in table:
+        if not prefix:
+            raise ValueError(
+                f"{name} says nothing about the leaf at {path!r}; its entries: "
+                f"{listing(table)}."
+            )
+        prefix = prefix.rpartition("/")[0]
+    return table[prefix]
 
 
 def listing(paths: Iterable[str], limit: int = 30) -> str:

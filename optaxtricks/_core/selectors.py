@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from .paths import holes, leaves_with_paths, listing
+from .paths import holes, leaves_with_paths, listing, nearest
 
 Selector: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | Any
 """A regular expression searched in the leaf's path, a predicate of (path, leaf), or
@@ -131,15 +131,4 @@ def _by_prefix(tree: Any, paths: list[str], name: str) -> Callable[[str, Any], b
     if paths and (idle := [entry for entry in table if entry not in reached]):
         raise ValueError(f"{name} has entries where there is no leaf: {listing(idle)}.")
 
-    def chosen(path: str, leaf: Any) -> bool:
-        prefix = path
-        while prefix not in table:
-            if not prefix:
-                raise ValueError(
-                    f"{name} says nothing about the leaf at {path!r}; its entries: "
-                    f"{listing(table)}."
-                )
-            prefix = prefix.rpartition("/")[0]
-        return table[prefix]
-
-    return chosen
+    return lambda path, leaf: nearest(table, path, name=name)

@@ -134,7 +134,7 @@ def test_an_init_without_placeholder_or_explicit_axes() -> None:
 
     def init(params: Any) -> Any:
         if jax.typeof(params["w"]).sharding.mesh.are_all_axes_explicit:
-            raise NotImplementedError
+            raise TypeError("as an init of somebody else's may")
         return {"w": params["w"] * 0}
 
     update: Any = lambda updates, state, params=None: (updates, state)
