@@ -1,7 +1,7 @@
 """Fine-tuning a pretrained encoder: how the recipes compare on a real task.
 
     python -m benchmarks.finetune                  one seed, minutes
-    python -m benchmarks.finetune --full           rate grid and five seeds, hours
+    python -m benchmarks.finetune --full           best rates, five seeds; hours
     python -m benchmarks.finetune --full --recipes lora ladder
 
 The last line adds two recipes to the table that an earlier call wrote with the same
@@ -17,8 +17,9 @@ over both, the product and the distance of the two texts' means.
 
 All recipes share the seed's batches, its fresh head, dropout, gradient clipping,
 warm-up and decay. Only `ladder_cached`, which reads the encoder's hidden states from a
-cache, has no dropout inside the encoder. `--full` gives each recipe a learning-rate
-grid of the same size on a seed that is not used again. The best rate is chosen by dev
-accuracy, and dev accuracy is also what is compared, so absolute figures flatter all
-recipes a little. Standard errors are over seeds, on one fixed dev set.
+cache, has no dropout inside the encoder. `--full` seeks each recipe's learning rate, in
+steps of two, until both neighbours of the best are worse, on a seed that is not used
+again. The rate is chosen by dev accuracy, and dev accuracy is also what is compared, so
+absolute figures flatter all recipes a little. Standard errors are over seeds, on one
+fixed dev set.
 """

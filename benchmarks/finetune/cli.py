@@ -69,7 +69,7 @@ def _parser() -> Parser:
         help=f"{', '.join(BUILT_IN)}, or a folder with train.jsonl and dev.jsonl",
     )
     add("--recipes", nargs="+", metavar="NAME", help=f"of {', '.join(RECIPES)}")
-    add("--full", action="store_true", help="rate grid, then several seeds; resumable")
+    add("--full", action="store_true", help="best rates, then several seeds; resumable")
     add("--steps", type=count, help=f"training steps ({STEPS})")
     add("--seeds", type=count, help="runs of each recipe (1; with --full 5)")
     add("--learning-rate", type=rate, help="one peak rate for all recipes")

@@ -19,7 +19,7 @@ from .experiment import (
     Store,
     best_rates,
     common_settings,
-    grid_runs,
+    search_runs,
     seed_runs,
 )
 from .fisher import Fisher
@@ -126,7 +126,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     rates = {name: rate or RECIPES[name].learning_rate for name, rate in chosen.items()}
     grid = []
     if options.full:
-        grid = comparison.carry_out(grid_runs(options.recipes), "learning rates")
+        while runs := search_runs(options.recipes, grid):
+            grid += comparison.carry_out(runs, "learning rates")
         rates = best_rates(grid)
     runs = seed_runs(rates, options.seeds, options.evaluations)
     records = comparison.carry_out(runs, "comparison")

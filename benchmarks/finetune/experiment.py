@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -126,20 +127,39 @@ def common_settings(
     }
 
 
-def grid_runs(names: Iterable[str]) -> list[Run]:
-    """The learning-rate search: one seed that is not used afterwards."""
+def search_runs(names: Iterable[str], records: list[dict[str, Any]]) -> list[Run]:
+    """What the learning-rate search has to run next; nothing once it is done.
+
+    Rates are powers of two apart. The search begins at a recipe's default and its two
+    neighbours and follows the best until both neighbours of that are known, so that the
+    best never lies at an edge. Its one seed is not used afterwards.
+    """
+    known = {(record["recipe"], record["learning_rate"]) for record in records}
     return [
-        Run(name, rate, GRID_SEED, 1) for name in names for rate in RECIPES[name].grid
+        Run(name, rate, GRID_SEED, 1)
+        for name, best in {**_defaults(names), **best_rates(records)}.items()
+        for rate in (best / 2, best, 2 * best)
+        if (name, rate) not in known
     ]
 
 
+def _defaults(names: Iterable[str]) -> dict[str, float]:
+    return {name: RECIPES[name].learning_rate for name in names}
+
+
 def best_rates(records: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """By recipe, the rate of highest dev accuracy; of equals the smallest."""
-    best: dict[str, tuple[float, float]] = {}
+    """By recipe, the rate of highest dev accuracy.
+
+    Of equals the nearest to the recipe's default, so that a search among equals ends;
+    of two as near, the smaller.
+    """
+    best: dict[str, tuple[float, float, float]] = {}
     for record in records:
-        rank = (record["accuracy"], -record["learning_rate"])
-        best[record["recipe"]] = max(best.get(record["recipe"], rank), rank)
-    return {name: -rate for name, (_, rate) in best.items()}
+        name, rate = record["recipe"], record["learning_rate"]
+        distance = abs(math.log(rate / RECIPES[name].learning_rate))
+        rank = (record["accuracy"], -distance, -rate)
+        best[name] = max(best.get(name, rank), rank)
+    return {name: -rate for name, (_, _, rate) in best.items()}
 
 
 def seed_runs(rates: dict[str, float], seeds: int, evaluations: int) -> list[Run]:

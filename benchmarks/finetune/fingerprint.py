@@ -18,8 +18,6 @@ from . import encoder, recipes
 _PACKAGE = __name__.rpartition(".")[0]
 _SHARED = {encoder.__name__}
 _CONSTANTS = (bool, int, float, str, tuple)
-# A run states its learning rate itself.
-_FREE = {"learning_rate", "grid"}
 
 
 def fingerprint(recipe: recipes.Recipe) -> str:
@@ -27,8 +25,9 @@ def fingerprint(recipe: recipes.Recipe) -> str:
     found: dict[str, str] = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
-        # Defaults are left out, so that a new field leaves other recipes' runs valid.
-        if field.name not in _FREE and value != field.default:
+        # A run states its learning rate itself. Defaults are left out, so that a new
+        # field leaves other recipes' runs valid.
+        if field.name != "learning_rate" and value != field.default:
             _gather(field.name, value, found)
     text = "\n".join(f"{name}: {source}" for name, source in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

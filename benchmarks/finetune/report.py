@@ -158,11 +158,6 @@ def verdicts(results: dict[str, Any]) -> list[str]:
     for name, entry in results["recipes"].items():
         if (gap := entry["difference_to_full"]) is not None:
             lines.append(f"{name} - full: {points(gap, sign=True)} ({gap['verdict']})")
-    grid = results["learning_rate_grid"]
-    for name, scores in (grid["dev_accuracy"] if grid else {}).items():
-        rates = [float(rate) for rate in scores]
-        if results["recipes"][name]["learning_rate"] in (min(rates), max(rates)):
-            lines.append(f"{name}: the best learning rate is at its grid's edge")
     for name, entry in results["recipes"].items():
         if (seconds := entry["caching_seconds"]) is not None:
             lines.append(

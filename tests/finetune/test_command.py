@@ -1,6 +1,7 @@
 """The command from end to end, its resumption, and what it reports."""
 
 import json
+import math
 import pathlib
 import re
 
@@ -8,7 +9,7 @@ import pytest
 
 from benchmarks.finetune import report
 from benchmarks.finetune.__main__ import main
-from benchmarks.finetune.experiment import GRID_SEED, best_rates
+from benchmarks.finetune.experiment import GRID_SEED, best_rates, search_runs
 from benchmarks.finetune.recipes import RECIPES
 from benchmarks.finetune.train import Program
 
@@ -16,6 +17,7 @@ from .conftest import DATA
 
 pytestmark = pytest.mark.usefixtures("training")
 COSTS = ("trained_parameters", "optimizer_state_bytes", "peak_temporary_bytes")
+BEST_RATE = 1.6e-3  # as the pretended trainings have it
 COSTS += ("step_ms", "epoch_seconds", "first_epoch_loss", "caching_seconds")
 
 
@@ -41,7 +43,8 @@ def calls(monkeypatch):
 
     def pretend(self, *, learning_rate, seed, **others):
         asked.append((learning_rate, seed))
-        accuracy = 0.5 + learning_rate / 10 + seed / 10_000
+        accuracy = 0.5 - abs(math.log2(learning_rate / BEST_RATE)) / 100
+        accuracy += seed / 10_000
         record = {"accuracy": accuracy, "curve": [[1, accuracy]], "train_loss": 1.0}
         return None, record | dict.fromkeys(COSTS, 1)
 
@@ -116,22 +119,21 @@ def test_an_interruption_keeps_finished_runs(
     assert results["recipes"]["head"]["seeds"] == [0, 1, 2]
 
 
-def test_full_run_searches_rates_on_a_seed_of_its_own(command, calls, capsys):
+def test_full_run_searches_rates_on_a_seed_of_its_own(command, calls):
     code, results = command(
-        "--full", "--steps", 2, "--seeds", 2, "--recipes", "head", "full"
+        "--full", "--steps", 2, "--seeds", 2, "--recipes", "fish", "full"
     )
     assert code == 0
-    seeds = [seed for _, seed in calls]
-    size = len(RECIPES["full"].grid)
-    assert seeds == [GRID_SEED] * 2 * size + [0, 0, 1, 1]
-    scores = results["learning_rate_grid"]["dev_accuracy"]["full"]
-    assert len(scores) == size
-    # The pretended accuracy rises with the rate, so the grid's edge is chosen.
-    assert results["recipes"]["full"]["learning_rate"] == max(RECIPES["full"].grid)
-    assert (
-        "full: the best learning rate is at its grid's edge" in capsys.readouterr().out
-    )
-    gap = results["recipes"]["head"]["difference_to_full"]
+    scores = results["learning_rate_grid"]["dev_accuracy"]
+    tried = {name: sorted(map(float, scores[name])) for name in scores}
+    # Up and down from the recipes' own rates, until both neighbours are worse.
+    assert tried["full"] == [2e-4, 4e-4, 8e-4, BEST_RATE, 2 * BEST_RATE]
+    assert tried["fish"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    rates = {name: results["recipes"][name]["learning_rate"] for name in scores}
+    assert rates == {"full": BEST_RATE, "fish": 2e-3}
+    searched = sum(map(len, tried.values()))
+    assert [seed for _, seed in calls] == [GRID_SEED] * searched + [0, 0, 1, 1]
+    gap = results["recipes"]["fish"]["difference_to_full"]
     assert gap["standard_error"] is not None
 
 
@@ -150,12 +152,27 @@ def test_roberta_with_pairs_of_texts(command, tmp_path, task):
     assert results["task"]["classes"] == 2
 
 
-def test_best_rate_prefers_the_smaller_of_equals():
-    records = [
-        {"recipe": "full", "learning_rate": rate, "accuracy": accuracy}
-        for rate, accuracy in [(4e-4, 0.8), (1e-4, 0.7), (2e-4, 0.8)]
-    ]
-    assert best_rates(records) == {"full": 2e-4}
+def searched(name, accuracy):
+    """The rates that are tried, in their order, and the best."""
+    records = []
+    while runs := search_runs([name], records):
+        records += [
+            {"recipe": name, "learning_rate": rate, "accuracy": accuracy(rate)}
+            for rate in (run.learning_rate for run in runs)
+        ]
+    return [record["learning_rate"] for record in records], best_rates(records)[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_search_among_equal_rates_ends_at_the_default(name):
+    default = RECIPES[name].learning_rate
+    tried, best = searched(name, lambda rate: 0.5)
+    assert best == default and tried == [default / 2, default, 2 * default]
+
+
+def test_a_search_goes_on_from_equals_to_what_is_better():
+    tried, best = searched("full", lambda rate: min(rate, 1.6e-3))
+    assert best == 1.6e-3 and max(tried) == 3.2e-3
 
 
 @pytest.mark.parametrize(

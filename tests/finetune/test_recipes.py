@@ -143,12 +143,6 @@ def test_every_recipe_is_tested():
     assert tested == set(RECIPES)
 
 
-def test_grids_have_one_size_and_hold_the_default_rate():
-    sizes = {len(set(recipe.grid)) for recipe in RECIPES.values()}
-    assert len(sizes) == 1
-    assert all(recipe.learning_rate in recipe.grid for recipe in RECIPES.values())
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 200])
 def test_the_schedule_peaks_once_and_is_never_zero(steps):
     schedule = warm_up_then_decay(2.0, steps)

@@ -149,7 +149,7 @@ def test_rules_and_models_are_part_of_a_recipe():
     changed = dataclasses.replace(RECIPES["fish"], mask=rule)
     assert fingerprint(changed) != FINGERPRINTS["fish"]
     # A run says its own rate.
-    rated = dataclasses.replace(RECIPES["fish"], learning_rate=1.0, grid=(1.0,))
+    rated = dataclasses.replace(RECIPES["fish"], learning_rate=1.0)
     assert fingerprint(rated) == FINGERPRINTS["fish"]
 
 
