@@ -31,11 +31,10 @@ import optaxtricks as ot
 from benchmarks.finetune.checkpoint import open_checkpoint
 from benchmarks.finetune.docstrings import docstring_task
 from benchmarks.finetune.encoder import Classifier, EncoderConfig
-from optaxtricks.plots.canvas import COLOURS
 
 SMALL = os.environ.get("OPTAXTRICKS_SMALL") == "1"
 
-plt.rcParams |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.dpi": 100}
+plt.style.use("petroff10")  # colours that differ for colour-blind readers too
 plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 
 # %% [markdown]
@@ -135,8 +134,8 @@ curves = (
     ("Adam: variance of the update", adam[:, 1], adam_variance(fine)),
 )
 for ax, (title, measured, theory) in zip(axes, curves, strict=True):
-    ax.plot(fine, theory, color=COLOURS[0], label="theory")
-    ax.plot(RATES, measured, "o", color=COLOURS[1], label="measured")
+    ax.plot(fine, theory, color="C0", label="theory")
+    ax.plot(RATES, measured, "o", color="C1", label="measured")
     ax.set(title=title, xlabel="keep rate $p$", ylim=(0, None))
 units = (r"(rate $\times$ gradient)$^2$", "rate", "rate$^2$")
 for ax, unit in zip(axes, units, strict=True):
@@ -403,7 +402,7 @@ ax.errorbar(
     places,
     xerr=list(errors.values()),
     fmt="o",
-    color=COLOURS[0],
+    color="C0",
     capsize=4,
     label="mean ± standard error",
 )

@@ -26,11 +26,10 @@ import numpy as np
 import optax
 
 import optaxtricks as ot
-from optaxtricks.plots.canvas import COLOURS
 
 SMALL = os.environ.get("OPTAXTRICKS_SMALL") == "1"
 
-plt.rcParams |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.dpi": 100}
+plt.style.use("petroff10")  # colours that differ for colour-blind readers too
 plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 
 # %% [markdown]
@@ -84,9 +83,9 @@ theory = {
 
 figure, ax = plt.subplots(figsize=(7, 3.8))
 for index, (name, values) in enumerate(walks.items()):
-    ax.plot(t, values, color=COLOURS[index], label=name)
+    ax.plot(t, values, color=f"C{index}", label=name)
     every = slice(STEPS // 15, None, STEPS // 15)
-    ax.plot(t[every], theory[name][every], "o", color=COLOURS[index], markersize=5)
+    ax.plot(t[every], theory[name][every], "o", color=f"C{index}", markersize=5)
     error = np.abs(values / theory[name] - 1).max()
     print(f"{name}: largest relative difference to the closed form {error:.1e}")
 ax.axhline(1 / DECAY, color="0.4", linestyle=":", label=r"$1/\lambda$")
@@ -217,7 +216,7 @@ figure.tight_layout()
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(13, 4))
 for index, (name, (_, health)) in enumerate(trained.items()):
-    look = {"color": COLOURS[index % len(COLOURS)], "label": name}
+    look = {"color": f"C{index}", "label": name}
     look["linestyle"] = "-" if index < 3 else "--"
     axes[0].plot(health["max_times_decay"], **look)
     axes[1].plot(100 * health["stuck_rows"], **look)

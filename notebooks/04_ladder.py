@@ -36,11 +36,10 @@ import optaxtricks as ot
 from benchmarks.finetune.checkpoint import open_checkpoint
 from benchmarks.finetune.docstrings import docstring_task
 from benchmarks.finetune.encoder import Encoder, EncoderConfig, Layer
-from optaxtricks.plots.canvas import COLOURS
 
 SMALL = os.environ.get("OPTAXTRICKS_SMALL") == "1"
 
-plt.rcParams |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.dpi": 100}
+plt.style.use("petroff10")  # colours that differ for colour-blind readers too
 plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 
 # %% [markdown]
@@ -333,7 +332,7 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 2.8), sharey=True)
 titles = ("Arithmetic (GFLOP a step)", "Temporary memory (MiB)")
 for column, (ax, title) in enumerate(zip(axes, titles, strict=True)):
     values = [cost[column] for cost in costs.values()]
-    bars = ax.barh(list(costs), values, color=COLOURS[column])
+    bars = ax.barh(list(costs), values, color=f"C{column}")
     ax.bar_label(bars, fmt="%.3g", padding=3)
     ax.set_xlabel(title)
     ax.margins(x=0.15)

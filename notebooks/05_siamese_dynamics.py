@@ -28,11 +28,10 @@ import optax
 import optaxtricks as ot
 from benchmarks.siamese import model
 from benchmarks.siamese.digits import read_digits, view
-from optaxtricks.plots.canvas import COLOURS
 
 SMALL = os.environ.get("OPTAXTRICKS_SMALL") == "1"
 
-plt.rcParams |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.dpi": 100}
+plt.style.use("petroff10")  # colours that differ for colour-blind readers too
 plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 
 # %% [markdown]
@@ -137,14 +136,14 @@ for row, stop in enumerate((True, False)):
         for index, (phi, theta) in enumerate(
             zip(found["phi"], found["theta"], strict=True)
         ):
-            colour = COLOURS[1] if index == special else COLOURS[0]
+            colour = "C1" if index == special else "C0"
             ax.plot(phi, theta, color=colour, zorder=3 if index == special else 2)
             ax.plot(phi[0], theta[0], "o", color=colour, mfc="white", zorder=4)
             ax.plot(phi[-1], theta[-1], "o", color=colour, zorder=5)
         name = "stop-gradient" if stop else "no stop-gradient"
         ax.set_title(rf"{name}, $\kappa = {kappa:g}$")
-        ax.axvline(1, color=COLOURS[2], linestyle="--", linewidth=1)
-        ax.axhline(0, color=COLOURS[3], linestyle="--", linewidth=1)
+        ax.axvline(1, color="C2", linestyle="--", linewidth=1)
+        ax.axhline(0, color="C3", linestyle="--", linewidth=1)
         ax.set(xlim=(-0.1, 1.5), ylim=(-0.05, 1.3))
 for ax in axes[1]:
     ax.set_xlabel(r"predictor $\varphi$ (green: success)")
@@ -181,8 +180,8 @@ closed = {
 }
 figure, ax = plt.subplots(figsize=(7, 3.8))
 for index, (name, curve) in enumerate(closed.items()):
-    ax.plot(fine, curve, color=COLOURS[index], label=f"{name}, closed form")
-    ax.plot(SPEEDS, measured[index], "o", color=COLOURS[index], label="measured")
+    ax.plot(fine, curve, color=f"C{index}", label=f"{name}, closed form")
+    ax.plot(SPEEDS, measured[index], "o", color=f"C{index}", label="measured")
 ax.axvline((1 - phi0) ** 2 / theta0**2, color="0.5", linestyle=":")
 ax.set_xscale("log")
 ax.set(

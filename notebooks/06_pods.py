@@ -37,11 +37,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
-from optaxtricks.plots.canvas import COLOURS
 
 SMALL = os.environ.get("OPTAXTRICKS_SMALL") == "1"
 
-plt.rcParams |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.dpi": 100}
+plt.style.use("petroff10")  # colours that differ for colour-blind readers too
 plt.rcParams |= {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 print(len(jax.devices()), "devices")
 
@@ -161,7 +160,7 @@ held = {
     "state, with\nstate_shardings": bytes_on_first_device(state),
 }
 figure, ax = plt.subplots(figsize=(7, 2.6))
-bars = ax.barh(list(held), [size / 2**20 for size in held.values()], color=COLOURS[0])
+bars = ax.barh(list(held), [size / 2**20 for size in held.values()], color="C0")
 ax.bar_label(bars, fmt="%.2f", padding=3)
 ax.invert_yaxis()
 ax.margins(x=0.12)
@@ -270,8 +269,8 @@ print("entries outside the mask have not moved:", all(same))
 # %%
 figure, ax = plt.subplots(figsize=(7.5, 3.6))
 ax.plot(first, half[2], color="0.5", label="first half, mesh (4, 2)")
-ax.plot(second, whole[2], color=COLOURS[0], linewidth=4, label="in one go, (4, 2)")
-ax.plot(second, resumed[2], color=COLOURS[1], label="resumed, (4, 2)")
+ax.plot(second, whole[2], color="C0", linewidth=4, label="in one go, (4, 2)")
+ax.plot(second, resumed[2], color="C1", label="resumed, (4, 2)")
 ax.plot(second, continued[2], ":", color="black", label="resumed, (2, 4)")
 ax.axvline(HALF - 0.5, color="0.5", linestyle=":", linewidth=1)
 ax.set(xlabel="step", ylabel="loss (nats)", title="Stopped and resumed")
