@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .paths import holes, leaves_with_paths, listing
+from .paths import holes, leaves_with_paths, listing, nearest, table_of
 
 Entry: TypeAlias = bool | tuple[int, ...]
 """What a mask says of a leaf: all of it, none of it, or a bool array of this shape."""
@@ -25,9 +25,8 @@ class EntryMask:
         found = leaves_with_paths(mask)
         if not found:
             raise ValueError("mask is empty: it holds neither bools nor bool arrays.")
-        self._table = {path: _entry(path, value) for path, value in found}
-        if len(self._table) != len(found):
-            raise ValueError("mask has two leaves of the same path; rename one.")
+        entries = [(path, _entry(path, value)) for path, value in found]
+        self._table = table_of(entries, name="mask")
 
     def entries(self, tree: Any) -> list[Entry]:
         """What the mask says of each leaf of `tree`, in leaf order.
@@ -64,14 +63,7 @@ class EntryMask:
         return other
 
     def _find(self, path: str) -> Entry:
-        prefix = path
-        while prefix not in self._table:
-            if not prefix:
-                raise ValueError(
-                    f"mask says nothing about the leaf at {path!r}; its entries: "
-                    f"{listing(self._table)}."
-                )
-            prefix = prefix.rpartition("/")[0]
+        prefix = nearest(self._table, path, name="mask")
         entry = self._table[prefix]
         if prefix != path and not isinstance(entry, bool):
             raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from .paths import leaves_with_paths, listing, nearest
+from .paths import leaves_with_paths, listing, nearest, table_of
 
 Labels: TypeAlias = Callable[[Any], Any] | str | Any
 """A callable from a tree to a tree of strings, or such a tree, or a prefix of one."""
@@ -24,7 +24,5 @@ def group_labels(tree: Any, labels: Labels, *, name: str = "labels") -> list[str
         raise TypeError(
             f"{name} must be strings, but they are not at {listing(wrong)}."
         )
-    table = dict(entries)
-    if len(table) != len(entries):
-        raise ValueError(f"{name} has two leaves of the same path; rename one.")
-    return [nearest(table, path, name=name) for path in paths]
+    table = table_of(entries, name=name)
+    return [table[nearest(table, path, name=name)] for path in paths]

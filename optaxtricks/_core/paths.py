@@ -1,6 +1,6 @@
 """Leaf paths: one spelling for Linen dicts, `nnx.State`, dataclasses and tuples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -61,8 +61,16 @@ def holes(tree: Any) -> list[str]:
     return [path for path, node in nodes_with_paths(tree) if is_hole(node)]
 
 
-def nearest(table: Mapping[str, T], path: str, *, name: str) -> T:
-    """The entry of a prefix tree, by path, that is nearest above a leaf."""
+def table_of(entries: Sequence[tuple[str, T]], *, name: str) -> dict[str, T]:
+    """Entries by path, or an error where two have the same one."""
+    table = dict(entries)
+    if len(table) != len(entries):
+        raise ValueError(f"{name} has two leaves of the same path; rename one.")
+    return table
+
+
+def nearest(table: Mapping[str, Any], path: str, *, name: str) -> str:
+    """The path of the entry of a prefix tree that is nearest above a leaf."""
     prefix = path
     while prefix not in table:
         if not prefix:
@@ -71,7 +79,7 @@ def nearest(table: Mapping[str, T], path: str, *, name: str) -> T:
                 f"{listing(table)}."
             )
         prefix = prefix.rpartition("/")[0]
-    return table[prefix]
+    return prefix
 
 
 def listing(paths: Iterable[str], limit: int = 30) -> str:

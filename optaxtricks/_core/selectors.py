@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from .paths import holes, leaves_with_paths, listing, nearest
+from .paths import holes, leaves_with_paths, listing, nearest, table_of
 
 Selector: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | Any
 """A regular expression searched in the leaf's path, a predicate of (path, leaf), or
@@ -124,11 +124,9 @@ def _by_prefix(tree: Any, paths: list[str], name: str) -> Callable[[str, Any], b
             f"{name} must be a pattern, a predicate of (path, leaf) or a tree of "
             f"bools, got {jax.tree.map(type, tree)!r}."
         )
-    table = {path: bool(value) for path, value in entries}
-    if len(table) != len(entries):
-        raise ValueError(f"{name} has two leaves of the same path; rename one.")
+    table = table_of([(path, bool(value)) for path, value in entries], name=name)
     reached = {""} | {above for path in paths for above in _prefixes(path)}
     if paths and (idle := [entry for entry in table if entry not in reached]):
         raise ValueError(f"{name} has entries where there is no leaf: {listing(idle)}.")
 
-    return lambda path, leaf: nearest(table, path, name=name)
+    return lambda path, leaf: table[nearest(table, path, name=name)]

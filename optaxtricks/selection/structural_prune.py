@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
-from .._core.paths import leaves_with_paths, listing
+from .._core.paths import leaves_with_paths, listing, table_of
 from .._core.selectors import compiled
 from .._core.shardings import taken
 
@@ -196,9 +196,7 @@ def _importance_of(importance: Any, leaves: Named) -> dict[str, Any]:
                 f"importance at {path!r} has shape {np.shape(leaf)}, but backbone has "
                 f"{shapes[path]}."
             )
-    if len(dict(found)) != len(found):
-        raise ValueError("importance has two leaves of the same path; rename one.")
-    return dict(found)
+    return table_of(found, name="importance")
 
 
 def _places(patterns: Mapping[str, int], leaves: Named, what: str) -> list[Place]:
