@@ -221,10 +221,10 @@ def _places(patterns: Mapping[str, int], leaves: Named, what: str) -> list[Place
 
 
 def _check_places(
-    places: list[Place], leaves: Named, taken: Mapping[Place, Any], where: str
+    places: list[Place], leaves: Named, earlier: Mapping[Place, Any], where: str
 ) -> None:
     """Rejects an axis that is named twice, and axes of different sizes."""
-    seen = set(taken)
+    seen = set(earlier)
     for i, axis in places:
         if (i, axis) in seen:
             raise ValueError(
