@@ -18,7 +18,6 @@ _KEEPS_ZERO = {
     "cumsum",
     "expand_dims",
     "imag",
-    "integer_pow",
     "neg",
     "pad",
     "real",
@@ -83,6 +82,8 @@ def _results(equation: Any, operands: list[bool]) -> list[bool]:
         return _outputs(inner.jaxpr, inner.consts, operands)
     if name == "optimization_barrier":
         return operands
+    if name == "integer_pow":  # whose zeroth power of zero is 1
+        return [operands[0] and equation.params["y"] > 0]
     if name == "select_n":
         return [all(operands[1:])]
     one = (

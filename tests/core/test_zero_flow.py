@@ -26,6 +26,7 @@ ZERO: dict[str, Callable[[Any], Any]] = {
         1
     ],
     "a constant array": lambda x: x * np.zeros((2, 3), np.float32),
+    "a power": lambda x: jnp.zeros_like(x) ** 3,
 }
 NOT_ZERO: dict[str, Callable[[Any], Any]] = {
     "the input": lambda x: x,
@@ -33,6 +34,8 @@ NOT_ZERO: dict[str, Callable[[Any], Any]] = {
     "plus": lambda x: jnp.zeros_like(x) + x,
     "chosen": lambda x: jnp.where(x > 0, jnp.zeros_like(x), x),
     "the exponential of zeros": lambda x: jnp.exp(jnp.zeros_like(x)),
+    "a power of zeros": lambda x: jax.lax.integer_pow(jnp.zeros_like(x), 0),
+    "an inverse of zeros": lambda x: jax.lax.integer_pow(jnp.zeros_like(x), -2),
     "one branch": lambda x: jax.lax.cond(
         x[0, 0] > 0, lambda y: jnp.zeros_like(y), lambda y: y, x
     ),
