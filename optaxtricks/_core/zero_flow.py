@@ -69,7 +69,7 @@ def _outputs(jaxpr: Jaxpr, consts: Sequence[Any], inputs: list[bool]) -> list[bo
 
 def _results(equation: Any, operands: list[bool]) -> list[bool]:
     name, count = equation.primitive.name, len(equation.outvars)
-    if name in ("cond", "switch"):
+    if name == "cond":
         branches = [
             _outputs(b.jaxpr, b.consts, operands[1:])
             for b in equation.params["branches"]
@@ -77,7 +77,7 @@ def _results(equation: Any, operands: list[bool]) -> list[bool]:
         return [all(column) for column in zip(*branches, strict=True)]
     inner = _called(equation.params)
     if inner is not None and len(inner.jaxpr.invars) == len(operands):
-        if name in ("while", "scan"):
+        if name == "scan":
             return [False] * count
         return _outputs(inner.jaxpr, inner.consts, operands)
     if name == "optimization_barrier":
