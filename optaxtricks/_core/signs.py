@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from . import checks
+from .schedules import at_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,7 @@ class SignRule:
 
     def at(self, step: Any) -> tuple[Any, Any]:
         """Exponent and dead zone at a step; None for what does nothing."""
-        power = self.exponent
-        if callable(power):
-            power = power(step)
-            checks.scalar(exponent=power)
+        power = at_step(step, exponent=self.exponent)
         return _unless_zero(power), _unless_zero(self.dead_zone)
 
 

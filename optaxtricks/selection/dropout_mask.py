@@ -17,6 +17,7 @@ from .._core.counter_hash import (
     step_words,
 )
 from .._core.paths import leaves_with_paths, listing
+from .._core.schedules import at_step
 
 
 def dropout_mask(
@@ -70,8 +71,7 @@ def dropout_mask(
     checks.fraction(keep_rate=keep_rate)
     checks.chosen(GRANULARITIES, granularity=granularity)
     checks.step_count(step=step)
-    rate = keep_rate(step) if callable(keep_rate) else keep_rate
-    checks.scalar(keep_rate=rate)
+    rate = at_step(step, keep_rate=keep_rate)
     last = last_kept_word(rate)
     leaves = leaves_with_paths(tree)
     has_shape = lambda leaf: hasattr(leaf, "shape") or isinstance(leaf, int | float)

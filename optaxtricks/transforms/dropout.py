@@ -21,6 +21,7 @@ from .._core.counter_hash import (
     step_words,
 )
 from .._core.paths import leaves_with_paths
+from .._core.schedules import at_step
 from ..selection.dropout_mask import last_kept_word
 
 Distribution = Literal["bernoulli", "gaussian"]
@@ -222,9 +223,7 @@ def _dropout(
         after = DropoutState(words=state.words, step=step)
         if isinstance(keep_rate, int | float) and keep_rate == 1:
             return updates, after
-        rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
-        checks.scalar(keep_rate=rate)
-        rate = jnp.asarray(rate, float)
+        rate = jnp.asarray(at_step(state.step, keep_rate=keep_rate), float)
         scale = strength(rate) if rescale else jnp.sign(rate)
         # A traced rate cannot raise; out of range it must not pass for a good one.
         scale = jnp.where((rate >= 0) & (rate <= 1), scale, jnp.nan)

@@ -11,6 +11,7 @@ import optax
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten
+from .._core.schedules import at_step
 
 
 class EmaParamsState(NamedTuple):
@@ -139,7 +140,7 @@ def ema_params(
         update_checks.same_shapes(updates, params, by="ema_params", name="params")
         update_checks.same_shapes(params, state.ema, by="ema_params", name="the state")
         step, weight = state.step, state.weight
-        share, due = 1 - _at(decay, step), _due(step, every)
+        share, due = 1 - at_step(step, decay=decay), _due(step, every)
         if weight is not None:
             share, weight = _corrected(share, weight, due)
         ema = _over_leaves(state.ema, params, updates, (share, due))
@@ -201,14 +202,6 @@ def _copied(param: Any, dtype: Any) -> jax.Array:
     elif jnp.issubdtype(own, jnp.complexfloating):
         dtype = np.promote_types(dtype, np.complex64)
     return jnp.array(param, dtype=dtype, copy=True)
-
-
-def _at(decay: Any, step: Any) -> Any:
-    """The decay of an update."""
-    if callable(decay):
-        decay = decay(step)
-        checks.scalar(decay=decay)
-    return decay
 
 
 def _due(step: Any, every: int) -> Any:

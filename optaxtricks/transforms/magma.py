@@ -11,6 +11,7 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.counter_hash import entry_words, key_words, leaf_words, step_words
 from .._core.paths import leaves_with_paths
+from .._core.schedules import at_step
 from ..selection.dropout_mask import last_kept_word
 
 
@@ -140,7 +141,7 @@ def magma(
         momenta, mu_layout = jax.tree.flatten(state.mu)
         checks.same_count(leaves, momenta, by="magma")
         numbers = [jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing)]
-        rate = keep_rate(state.step) if callable(keep_rate) else keep_rate
+        rate = at_step(state.step, keep_rate=keep_rate)
         last, now = last_kept_word(rate), step_words(state.step)
         held = (state.scores, state.words) if leaves else ((), ())
         rows = zip(leaves, jax.tree.leaves(updates), momenta, *held, strict=True)

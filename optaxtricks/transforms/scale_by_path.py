@@ -11,6 +11,7 @@ import optax
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten
+from .._core.schedules import at_step
 from ..selection.labels import label_by_path
 from ..selection.row_sparse import RowSparse
 
@@ -104,7 +105,7 @@ def scale_by_path(
         update_checks.state_of(ScaleByPathState, state, by="scale_by_path")
         update_checks.inexact_updates(updates, by="scale_by_path")
         step = state.step
-        now = {pattern: _at(factor, step) for pattern, factor in factors.items()}
+        now = {pattern: at_step(step, factor=f) for pattern, f in factors.items()}
         leaves, layout = flatten(updates)
         found = jax.tree.leaves(patterns(updates))
         pairs = zip(leaves, found, strict=True)
@@ -126,14 +127,6 @@ def _check_factors(factors: Any) -> None:
             raise TypeError(f"factors must have str keys, got {pattern!r}.")
         if not callable(factor):
             checks.non_negative(**{f"factors[{pattern!r}]": factor})
-
-
-def _at(factor: Any, step: Any) -> Any:
-    """The factor of a step."""
-    if callable(factor):
-        factor = factor(step)
-        checks.scalar(factor=factor)
-    return factor
 
 
 def _scaled(update: Any, factor: Any) -> Any:

@@ -120,6 +120,12 @@ def test_a_schedule_of_the_rate_counts_steps() -> None:
     assert all((u != 0).all() for u in got)
 
 
+def test_a_schedule_must_give_a_scalar() -> None:
+    tx = ot.magma(optax.sgd(1.0), key=KEY, keep_rate=lambda step: jnp.ones(3))
+    with pytest.raises(ValueError, match="keep_rate must give a scalar at each step"):
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
