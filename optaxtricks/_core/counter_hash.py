@@ -94,6 +94,15 @@ def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:
     return _mix(index_along(like, low) ^ first, second)
 
 
+def last_kept_word(keep_rate: Any) -> jax.Array:
+    """The largest 32-bit word that is kept at this rate; all of them at rate 1."""
+    rate = jnp.asarray(keep_rate, jnp.float32)
+    # The largest float32 below 1 times 2**32 still fits a uint32; 1 itself does not.
+    below_one = jnp.minimum(rate, np.float32(1 - 2**-24)) * np.float32(WORD)
+    word = jnp.maximum(below_one, np.float32(1)).astype(jnp.uint32) - np.uint32(1)
+    return jnp.where(rate >= 1, np.uint32(WORD - 1), word)
+
+
 def index_axes(
     shape: Sequence[int], granularity: str, *, word: int = WORD
 ) -> tuple[range, range]:

@@ -4,15 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._core import checks
 from .._core.counter_hash import (
     GRANULARITIES,
-    WORD,
     Granularity,
     entry_words,
+    last_kept_word,
     leaf_words,
     step_words,
 )
@@ -99,12 +98,3 @@ def _kept(
 
 # The leaf's values are unused, but its devices are where the mask is made.
 _kept_jitted = jax.jit(_kept, static_argnums=3, keep_unused=True)
-
-
-def last_kept_word(keep_rate: Any) -> jax.Array:
-    """The largest 32-bit word that is kept at this rate; all of them at rate 1."""
-    rate = jnp.asarray(keep_rate, jnp.float32)
-    # The largest float32 below 1 times 2**32 still fits a uint32; 1 itself does not.
-    below_one = jnp.minimum(rate, np.float32(1 - 2**-24)) * np.float32(WORD)
-    word = jnp.maximum(below_one, np.float32(1)).astype(jnp.uint32) - np.uint32(1)
-    return jnp.where(rate >= 1, np.uint32(WORD - 1), word)

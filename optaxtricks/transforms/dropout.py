@@ -17,12 +17,12 @@ from .._core.counter_hash import (
     entry_words,
     index_axes,
     key_words,
+    last_kept_word,
     leaf_words,
     step_words,
 )
 from .._core.paths import leaves_with_paths
 from .._core.schedules import at_step
-from ..selection.dropout_mask import last_kept_word
 
 Distribution = Literal["bernoulli", "gaussian"]
 

@@ -9,10 +9,15 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
-from .._core.counter_hash import entry_words, key_words, leaf_words, step_words
+from .._core.counter_hash import (
+    entry_words,
+    key_words,
+    last_kept_word,
+    leaf_words,
+    step_words,
+)
 from .._core.paths import leaves_with_paths
 from .._core.schedules import at_step
-from ..selection.dropout_mask import last_kept_word
 
 
 class MagmaState(NamedTuple):

@@ -13,6 +13,7 @@ from optaxtricks._core.counter_hash import (
     entry_words,
     index_axes,
     key_words,
+    last_kept_word,
     leaf_words,
     step_words,
 )
@@ -114,6 +115,13 @@ def test_high_words_give_unrelated_streams(monkeypatch):
         assert abs(correlation(rows[distance:], rows[:-distance])) < 5
     for a, b in itertools.combinations(rows[:12], 2):
         assert abs(correlation(a, b)) < 5
+
+
+def test_the_last_kept_word_does_not_overflow_near_one_or_zero():
+    assert int(last_kept_word(1.0)) == 2**32 - 1
+    assert int(last_kept_word(1 - 2**-24)) == 2**32 - 257
+    assert int(last_kept_word(0.5)) == 2**31 - 1
+    assert int(last_kept_word(1e-30)) == 0
 
 
 def test_every_bit_is_fair():
