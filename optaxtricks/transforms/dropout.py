@@ -22,6 +22,7 @@ from .._core.counter_hash import (
     step_words,
 )
 from .._core.paths import leaves_with_paths
+from .._core.scaling import scaled
 from .._core.schedules import at_step
 
 Distribution = Literal["bernoulli", "gaussian"]
@@ -252,7 +253,7 @@ def _bernoulli(
     granularity: Granularity,
 ) -> jax.Array:
     keep = entry_words(update, words ^ now, granularity) <= last
-    return jnp.where(keep, _scaled(update, scale), jnp.zeros((), update.dtype))
+    return jnp.where(keep, scaled(update, scale), jnp.zeros((), update.dtype))
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -269,13 +270,7 @@ def _gaussian(
     # 24 bits, centred in their cells: strictly between 0 and 2, symmetric about 1.
     uniform = ((bits >> 8).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-23)
     normal = jax.lax.erf_inv(uniform - 1) * np.float32(np.sqrt(2))
-    return _scaled(update, 1 + normal * scale.astype(jnp.float32))
-
-
-def _scaled(update: jax.Array, factor: jax.Array) -> jax.Array:
-    """The product, taken in at least float32."""
-    wide = np.promote_types(update.dtype, np.float32)
-    return (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
+    return scaled(update, 1 + normal * scale.astype(jnp.float32))
 
 
 # For each distribution the leaf rule, and the one number it needs of the rate. Not a

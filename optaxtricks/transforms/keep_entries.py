@@ -19,6 +19,7 @@ from .._core.entry_masks import (
     negative_zero,
 )
 from .._core.paths import leaves_with_paths
+from .._core.scaling import scaled
 
 
 class KeepEntriesState(NamedTuple):
@@ -145,11 +146,8 @@ def _whole(update: jax.Array, kept: bool) -> jax.Array:
 # Jitted, so that leaves of one shape share one trace.
 @jax.jit
 def _masked(update: jax.Array, bits: jax.Array, factor: jax.Array | None) -> jax.Array:
-    kept = update
-    if factor is not None:
-        wide = np.promote_types(update.dtype, np.float32)
-        # A product: XLA may turn a division into one, and jit would differ from eager.
-        kept = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
+    # A product: XLA may turn a division into one, and jit would differ from eager.
+    kept = update if factor is None else scaled(update, factor)
     return jnp.where(unpack(bits, update), kept, negative_zero(update))
 
 

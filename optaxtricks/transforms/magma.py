@@ -17,6 +17,7 @@ from .._core.counter_hash import (
     step_words,
 )
 from .._core.paths import leaves_with_paths
+from .._core.scaling import scaled
 from .._core.schedules import at_step
 
 
@@ -182,8 +183,7 @@ def _leaf(
     aligned = jax.nn.sigmoid(cosine.astype(jnp.float32) / temperature)
     score = smoothing * score + (1 - smoothing) * aligned
     keep = entry_words(update, seed, "leaf") <= last
-    wide = np.promote_types(update.dtype, np.float32)
-    damped = (update.astype(wide) * score.astype(wide)).astype(update.dtype)
+    damped = scaled(update, score)
     return jnp.where(keep, damped, jnp.zeros((), update.dtype)), mu, score
 
 

@@ -9,6 +9,7 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.scaling import scaled
 from .._core.selectors import Selector, row_matches
 
 
@@ -87,7 +88,7 @@ def scale_by_param_rms(
         )
         leaves, layout = jax.tree.flatten(updates)
         out = [
-            _scaled(u, p, floor, by_row)
+            scaled(u, _rms(p, u.dtype, floor, by_row))
             for u, p, by_row in zip(
                 leaves, jax.tree.leaves(params), _by_row(params, rows), strict=True
             )
@@ -103,13 +104,13 @@ def _by_row(params: optax.Params, rows: Selector | None) -> list[bool]:
     return row_matches(params, rows, name="rows")
 
 
-def _scaled(update: jax.Array, param: Any, floor: Any, by_row: bool) -> jax.Array:
-    wide = np.promote_types(update.dtype, np.float32)
+def _rms(param: Any, dtype: Any, floor: Any, by_row: bool) -> jax.Array:
+    """The factor of a leaf, or of each of its rows, for an update of this dtype."""
+    wide = np.promote_types(dtype, np.float32)
     axes = range(int(by_row), jnp.ndim(param))
     square = jnp.square(param.astype(wide))
     # An empty leaf has no mean, and no entry that would need one.
     mean = square.mean(axis=tuple(axes), keepdims=True) if param.size else square
     rms, floor = jnp.sqrt(mean), jnp.asarray(floor, wide)
     # A maximum would let XLA fuse all this into one call that writes out the product.
-    rms = jnp.where(rms < floor, floor, rms)
-    return (update.astype(wide) * rms).astype(update.dtype)
+    return jnp.where(rms < floor, floor, rms)

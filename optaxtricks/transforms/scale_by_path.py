@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten
+from .._core.scaling import scaled
 from .._core.schedules import at_step
 from ..selection.labels import label_by_path
 from ..selection.row_sparse import RowSparse
@@ -109,10 +109,10 @@ def scale_by_path(
         leaves, layout = flatten(updates)
         found = jax.tree.leaves(patterns(updates))
         pairs = zip(leaves, found, strict=True)
-        scaled = [_scaled(u, now.get(pattern, 1)) for u, pattern in pairs]
+        out = [_times(u, now.get(pattern, 1)) for u, pattern in pairs]
         if step is not None:
             step = jnp.asarray(optax.safe_increment(step))
-        return jax.tree.unflatten(layout, scaled), ScaleByPathState(step=step)
+        return jax.tree.unflatten(layout, out), ScaleByPathState(step=step)
 
     return transformation(init, update, one_leaf=True)
 
@@ -129,12 +129,10 @@ def _check_factors(factors: Any) -> None:
             checks.non_negative(**{f"factors[{pattern!r}]": factor})
 
 
-def _scaled(update: Any, factor: Any) -> Any:
+def _times(update: Any, factor: Any) -> Any:
     if isinstance(factor, int | float) and factor == 1:
         return update
     if isinstance(update, RowSparse):
         rows = update.sound()
-        return rows.with_values(_scaled(rows.values, factor))
-    update = jnp.asarray(update)
-    wide = np.promote_types(update.dtype, np.float32)
-    return (update.astype(wide) * jnp.asarray(factor, wide)).astype(update.dtype)
+        return rows.with_values(scaled(rows.values, factor))
+    return scaled(update, factor)
