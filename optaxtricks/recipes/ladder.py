@@ -175,7 +175,8 @@ def _filled(updates: optax.Updates, params: optax.Params, side: Selector) -> Any
 
     def fill(param: Any, name: str, update: Any) -> Any:
         # What jax.grad gives for an integer is a number without bits.
-        missed = is_hole(update) or update.dtype == jax.dtypes.float0
+        bitless = getattr(update, "dtype", None) == jax.dtypes.float0
+        missed = is_hole(update) or bitless
         if is_hole(param) or not missed:
             return update
         if name:

@@ -84,7 +84,7 @@ def at_window_end(
         update_checks.state_of(AtWindowEndState, state, by="at_window_end")
         acts = state.step == final
         proposed, after = inner.update(updates, state.inner, params, **extra_args)
-        still = lambda u: jnp.where(acts, u, jnp.zeros((), u.dtype))
+        still = lambda u: jnp.where(acts, u, jnp.zeros_like(u))
         keep = lambda new, old: jnp.where(acts, new, old)
         return jax.tree.map(still, proposed), AtWindowEndState(
             step=jnp.where(acts, np.int32(0), state.step + np.int32(1)),

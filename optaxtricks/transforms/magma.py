@@ -122,11 +122,11 @@ def magma(
     def init(params: optax.Params) -> MagmaState:
         checks.inexact_leaves(params, by="magma")
         paths = [path for path, _ in leaves_with_paths(params)]
-        wide = lambda x: jnp.zeros_like(x, np.promote_types(x.dtype, np.float32))
+        wide = lambda x: np.promote_types(jnp.result_type(x), np.float32)
         half = lambda: jnp.full((), 0.5, jnp.float32)
         return MagmaState(
             inner=inner.init(params),
-            mu=jax.tree.map(wide, params),
+            mu=jax.tree.map(lambda x: jnp.zeros_like(x, wide(x)), params),
             # One leaf stands for all where optax.tree.map_params shows none.
             scores=tuple(half() for _ in paths) if paths else half(),
             words=leaf_words(key, paths) if paths else jnp.zeros(2, jnp.uint32),

@@ -147,6 +147,7 @@ def _groups(updates: optax.Updates, labels: Labels) -> dict[str, list[Any]]:
     leaves, _ = flatten(updates)
     groups: dict[str, list[Any]] = {}
     for leaf, label in zip(leaves, group_labels(updates, labels), strict=True):
+        leaf = leaf if isinstance(leaf, RowSparse) else jnp.asarray(leaf)
         groups.setdefault(label, []).append(leaf)
     return groups
 
@@ -171,7 +172,7 @@ def _totals(leaf: Any) -> Totals:
     # A reduction of several arrays at once has no derivative, and needs none here.
     leaf = jax.lax.stop_gradient(leaf)
     if not isinstance(leaf, RowSparse):
-        return leaf_totals(jnp.asarray(leaf))
+        return leaf_totals(leaf)
     rows = leaf.summed()
     # Padding counts for nothing, whatever stands there.
     held = rows.indices < rows.num_rows

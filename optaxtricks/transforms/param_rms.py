@@ -88,7 +88,7 @@ def scale_by_param_rms(
         )
         leaves, layout = jax.tree.flatten(updates)
         out = [
-            scaled(u, _rms(p, u.dtype, floor, by_row))
+            scaled(u, _rms(p, jnp.result_type(u), floor, by_row))
             for u, p, by_row in zip(
                 leaves, jax.tree.leaves(params), _by_row(params, rows), strict=True
             )
@@ -107,10 +107,10 @@ def _by_row(params: optax.Params, rows: Selector | None) -> list[bool]:
 def _rms(param: Any, dtype: Any, floor: Any, by_row: bool) -> jax.Array:
     """The factor of a leaf, or of each of its rows, for an update of this dtype."""
     wide = np.promote_types(dtype, np.float32)
-    axes = range(int(by_row), jnp.ndim(param))
-    square = jnp.square(param.astype(wide))
+    square = jnp.square(jnp.asarray(param).astype(wide))
+    axes = tuple(range(int(by_row), square.ndim))
     # An empty leaf has no mean, and no entry that would need one.
-    mean = square.mean(axis=tuple(axes), keepdims=True) if param.size else square
+    mean = square.mean(axis=axes, keepdims=True) if square.size else square
     rms, floor = jnp.sqrt(mean), jnp.asarray(floor, wide)
     # A maximum would let XLA fuse all this into one call that writes out the product.
     return jnp.where(rms < floor, floor, rms)

@@ -85,7 +85,7 @@ def shrink_nonfinite(
         proposed, state = inner.update(updates, state, params, **extra_args)
         leaves, layout = jax.tree.flatten(proposed)
         out = [
-            jnp.where(all_finite(g), u, _toward(p, centre, shrink).astype(u.dtype))
+            jnp.where(all_finite(g), u, _toward(p, centre, shrink, jnp.result_type(u)))
             for g, u, p, centre in zip(
                 jax.tree.leaves(updates),
                 leaves,
@@ -105,7 +105,9 @@ def _centres(params: optax.Params, to_one: Selector | None) -> list[int]:
     return [int(one) for one in matches(params, to_one, name="to_one")]
 
 
-def _toward(param: jax.Array, centre: int, shrink: Any) -> jax.Array:
+def _toward(param: Any, centre: int, shrink: Any, dtype: Any) -> jax.Array:
+    """The update that shrinks a leaf."""
+    param = jnp.asarray(param)
     wide = np.promote_types(param.dtype, np.float32)
     offset = param.astype(wide) - jnp.asarray(centre, wide)
-    return jnp.asarray(shrink - 1, wide) * offset
+    return (jnp.asarray(shrink - 1, wide) * offset).astype(dtype)

@@ -190,6 +190,20 @@ def test_odd_leaves_keep_their_layout(case: Case) -> None:
 
 
 @each_case
+def test_a_number_of_python_is_a_scalar(case: Case) -> None:
+    params = case.params(jnp.float32)
+    grads, extra = gradients(params), case.extra_args(params)
+    tx = case.make(params)
+    want: Any = tx.update(grads, tx.init(params), params, **extra)[0]
+    params, grads = (
+        {**tree, "scale": float(tree["scale"])} for tree in (params, grads)
+    )
+    got: Any = tx.update(grads, tx.init(params), params, **extra)[0]
+    np.testing.assert_allclose(got["scale"], want["scale"], rtol=1e-6)
+    assert_same({**got, "scale": want["scale"]}, want)
+
+
+@each_case
 def test_a_tree_without_leaves_is_allowed(case: Case) -> None:
     params = case.params(jnp.float32)
     tx, extra = case.make(params), case.extra_args(params)
