@@ -51,6 +51,29 @@ def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[An
     ]
 
 
+def beside_params(
+    tx: optax.GradientTransformation, state: Any, tree: Any, *, rest: Any, by: str
+) -> Any:
+    """For every part of a state of `tx`, the entry of `tree` for the leaf it is of.
+
+    Parts that belong to no leaf get `rest`.
+    """
+    try:
+        return optax.tree.map_params(
+            tx.init,
+            lambda part, entry: part if is_hole(part) else entry,
+            state,
+            tree,
+            transform_non_params=lambda _: rest,
+            is_leaf=is_hole,
+        )
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{by} needs a state as its init makes it, got "
+            f"{type(state).__name__}; update takes (updates, state, params)."
+        ) from None
+
+
 def _ending(path: str, params: list[str]) -> str | None:
     fits = lambda end: not end or path == end or path.endswith("/" + end)
     return next((end for end in reversed(params) if fits(end)), None)

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.selectors import Selector, row_matches
 from .._core.shardings import typed_sharding, whole_rows
-from .._core.update_checks import beside_params, same_shapes
+from .._core.state_parts import beside_params
 from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
@@ -122,7 +122,7 @@ def lazy_rows(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
-            same_shapes(updates, params, by="lazy_rows", name="params")
+            update_checks.same_shapes(updates, params, by="lazy_rows", name="params")
         rows = {} if active_rows is None else active_rows
         views = _views(updates, tables, moments, rows)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
@@ -230,11 +230,8 @@ def _views(
     updates: optax.Updates, tables: Selector, moments: Moments, active_rows: Any
 ) -> Any:
     """For every leaf of the updates, how `inner` is to see it."""
-    is_sparse = lambda node: isinstance(node, RowSparse)
+    update_checks.inexact_updates(updates, by="lazy_rows")
     grads, layout = flatten(updates)
-    values = [g.values if is_sparse(g) else g for g in grads]
-    checks.inexact_leaves(jax.tree.unflatten(layout, values), by="lazy_rows")
-    grads = [g if is_sparse(g) else jnp.asarray(g) for g in grads]
     flags = row_matches(updates, tables, name="tables")
     paths = [path for path, _ in leaves_with_paths(updates)]
     known = [path for path, flag in zip(paths, flags, strict=True) if flag]
