@@ -177,9 +177,10 @@ def _scattered(
     vectors, left = iter(jax.tree.leaves(proposed)), iter(indices)
     out = []
     for leaf, entry in zip(leaves, layout.entries(like), strict=True):
-        if isinstance(entry, bool):
-            frozen = lambda leaf: jnp.full_like(leaf, negative_zero(leaf))
-            out.append(next(vectors) if entry else frozen(leaf))
+        if entry is False:
+            out.append(jnp.full_like(leaf, negative_zero(leaf)))
+        elif entry is True:
+            out.append(next(vectors))
         else:
             out.append(_scatter(next(vectors), jnp.asarray(leaf), next(left)))
     return jax.tree.unflatten(structure, out)
