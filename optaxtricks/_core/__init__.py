@@ -1,1 +1,1 @@
-"""Private ground floor: Optax's types, argument checks, leaf paths. No technique."""
+"""Private ground floor: leaf paths, argument checks, what stands below a technique."""

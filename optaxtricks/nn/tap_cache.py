@@ -21,6 +21,10 @@ class TapCache:
     is their number, and iteration gives the taps of one after the other. Arrays are
     read-only where they are views of the cache.
 
+    Raises:
+      TypeError: when indexed, by anything else.
+      IndexError: when indexed, by an example that is not there.
+
     Examples:
       >>> import numpy as np
       >>> import optaxtricks as ot

@@ -76,7 +76,7 @@ def collapse(history: Any, *, steps: Any = None, ax: Axes | None = None) -> Axes
     """Draws how far representations are from collapse: 0 collapsed, 1 isotropic.
 
     Args:
-      history: a list of what ``ot.collapse_metrics`` gave, one dict a step; or a dict
+      history: a list of what :func:`collapse_metrics` gave, one dict a step; or a dict
         of arrays such as ``{"std_ratio": ..., "effective_rank": ...}``; or one array.
       steps: as for :func:`update_rms`.
       ax: as for :func:`update_rms`.

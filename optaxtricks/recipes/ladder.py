@@ -143,7 +143,8 @@ def side_value_and_grad(
 
     Raises:
       ValueError: from the function, ``side`` matches no leaf or every leaf.
-      TypeError: ``has_aux`` is no bool; from the function, an integer leaf in ``side``.
+      TypeError: ``loss_fn`` is no function, or ``has_aux`` no bool; from the function,
+        an integer leaf in ``side``.
 
     Examples:
       >>> import optaxtricks as ot

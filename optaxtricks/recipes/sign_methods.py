@@ -252,8 +252,8 @@ def mixed_sign(
       A transformation. Its ``update`` needs ``params``.
 
     Raises:
-      ValueError: ``sign`` is neither; ``embeddings`` matches no leaf; as the sign
-        method.
+      ValueError: ``sign`` is neither; a rate that is negative or not finite;
+        ``embeddings`` matches no leaf; as the sign method.
       TypeError: as the sign method.
 
     Examples:

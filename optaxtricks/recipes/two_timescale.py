@@ -44,8 +44,8 @@ def two_timescale(
       A transformation. Unknown arguments of ``update`` reach ``inner``.
 
     Raises:
-      ValueError: from ``init``, ``fast`` matches no leaf, or every leaf; both list the
-        paths.
+      ValueError: a rate that is negative or not finite; from ``init``, ``fast`` matches
+        no leaf, or every leaf; both list the paths.
       TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:

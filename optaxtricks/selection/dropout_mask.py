@@ -54,7 +54,8 @@ def dropout_mask(
       A tree of bool arrays shaped like the leaves of ``tree``.
 
     Raises:
-      ValueError: ``keep_rate``, ``granularity`` or ``key`` is out of range.
+      ValueError: ``keep_rate``, ``key``, ``step`` or ``granularity`` is out of range;
+        two leaves of one path; a leaf of more than :math:`2^{32}` entries on one axis.
       TypeError: an argument of the wrong kind.
 
     Examples:

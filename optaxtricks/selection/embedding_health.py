@@ -38,6 +38,9 @@ def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
       >>> health = ot.embedding_health(table, 0.1)
       >>> {name: round(float(value), 2) for name, value in health.items()}
       {'max_times_decay': 1.0, 'stuck_entries': 0.5, 'stuck_rows': 0.5}
+
+    References:
+      Su, 2023, "Embeddings and the sign optimizers", kexue.fm archive 9736.
     """
     checks.positive(weight_decay=weight_decay)
     table = checks.array(table=table)

@@ -130,10 +130,10 @@ def fisher_information(
 
     Raises:
       ValueError: an option is out of range or does not go with another; ``params``
-        without leaves; an empty
-        or ill-shaped batch; ``log_likelihood`` returns another shape, or numbers
-        that are no log-probabilities; a score is not finite (the message names the
-        leaf). Under an outer ``jit`` the last two checks are left out.
+        without leaves; ``where`` matches no leaf; an empty or ill-shaped batch;
+        ``log_likelihood`` returns another shape, or numbers that are no
+        log-probabilities; a score is not finite (the message names the leaf). Under
+        an outer ``jit`` the last two checks are left out.
       TypeError: an argument of the wrong kind; an integer or complex leaf, or a leaf
         that is no array.
       ImportError: ``progress=True`` without rich.

@@ -36,7 +36,7 @@ def select(tree: Any, selector: Selector) -> Any:
       ValueError: the selector matches no leaf (the message lists the paths), the
         pattern is invalid, or a tree of bools leaves a leaf uncovered or has an entry
         where there is none.
-      TypeError: the selector is none of the above.
+      TypeError: the selector is none of the above, or a predicate gives no bool.
 
     Examples:
       >>> import optaxtricks as ot

@@ -125,7 +125,7 @@ def structural_prune(
       ValueError: ``keep_fraction`` is out of range or leaves no channel; a pattern
         matches no leaf; an axis is out of range or is named twice; axes of one group
         differ in size; ``heads`` does not divide it; importance is missing, of
-        another shape, negative or NaN.
+        another shape, negative, NaN, or of a leaf that ``backbone`` has not.
       TypeError: ``groups`` is no sequence of groups, ``keep_fraction`` no number, or
         importance is traced or not of real numbers.
 

@@ -100,8 +100,8 @@ def gradient_dropout(
 
     Raises:
       ValueError: ``keep_rate``, ``key``, ``granularity`` or ``distribution`` is out
-        of range; ``rescale=False`` with Gaussian noise; from ``init``, a leaf with
-        more than :math:`2^{32}` entries on one axis.
+        of range; ``rescale=False`` with Gaussian noise; from ``init``, two leaves of
+        one path, or a leaf with more than :math:`2^{32}` entries on one axis.
       TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:

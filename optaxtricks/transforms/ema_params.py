@@ -92,7 +92,8 @@ def ema_params(
       ``params``.
 
     Raises:
-      ValueError: an argument out of range; from ``update``, ``params`` is missing.
+      ValueError: an argument out of range; from ``update``, ``params`` is missing, or
+        other leaves or shapes than ``init`` saw.
       TypeError: an argument of the wrong kind; from ``init``, a leaf that is no array.
 
     Examples:

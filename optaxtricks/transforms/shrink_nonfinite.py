@@ -45,9 +45,9 @@ def shrink_nonfinite(
       ``params``.
 
     Raises:
-      ValueError: ``shrink`` is out of range; from ``update``, ``params`` is missing
-        or ``to_one`` matches no leaf.
-      TypeError: an argument of the wrong kind.
+      ValueError: ``shrink`` is out of range; from ``init``, ``to_one`` matches no leaf;
+        from ``update``, ``params`` is missing or laid out otherwise.
+      TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:
       >>> import jax.numpy as jnp
