@@ -63,7 +63,6 @@ class Rungs:
             )
         if self.gate_value is not None:
             checks.unit_interval(schedule=False, gate_value=self.gate_value)
-            checks.non_negative(gate_value=self.gate_value)  # nor a schedule
 
     def _check_keep(self) -> None:
         if self.keep is None:

@@ -16,7 +16,10 @@ def child_tuning_d(
     rescale: bool = False,
     decay_frozen: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Task-driven Child-Tuning: trains the entries of a fixed mask (also FISH).
+    r"""Task-driven Child-Tuning: trains the entries of a fixed mask (also FISH).
+
+    .. math::
+        \theta_i \leftarrow \theta_i + M_i \, \mathrm{inner}(M g)_i
 
     The chain is, in order: :func:`keep_entries` on the gradients, ``inner``, and
     :func:`keep_entries` on its updates. The second one keeps the weight decay of
@@ -69,15 +72,19 @@ def child_tuning_f(
     *,
     key: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Task-free Child-Tuning: a fresh random part of the gradient at every step.
+    r"""Task-free Child-Tuning: a fresh random part of the gradient at every step.
+
+    .. math::
+        \theta \leftarrow \theta + \mathrm{inner}(M g / p), \qquad
+        M_i \sim \mathrm{Bernoulli}(p)
 
     The chain is, in order: :func:`gradient_dropout` with rescaling, and ``inner``.
     Momentum goes on moving entries while they are masked, as in the published code.
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
-      keep_rate: probability in ``(0, 1]`` that an entry of the gradient survives, or a
-        schedule of the step.
+      keep_rate: probability :math:`p` in ``(0, 1]`` that an entry of the gradient
+        survives, or a schedule of the step.
       key: int, typed PRNG key, or legacy uint32 key; see :func:`gradient_dropout`.
 
     Returns:

@@ -30,9 +30,13 @@ def lion(
     dead_zone: Any = 0.0,
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lion: a step of one size for every entry, in the direction of a sign.
+    r"""Lion: a step of one size for every entry, in the direction of a sign.
 
-    The chain is, in order: :func:`scale_by_lion`, ``optax.add_decayed_weights``,
+    .. math::
+        \theta \leftarrow \theta - \eta (\operatorname{sign}(c) + \lambda \theta)
+
+    with :math:`c` between momentum and gradient. The chain is, in order:
+    :func:`scale_by_lion`, ``optax.add_decayed_weights``,
     ``optax.scale_by_learning_rate``. Signature, defaults and trajectory are those of
     ``optax.lion``; the compiled step moves about half the bytes. Take a rate 3 to 10
     times smaller than AdamW's and a decay as many times larger.
@@ -46,7 +50,7 @@ def lion(
       b2: decay of the momentum, in ``(0, 1)``.
       mu_dtype: dtype of the momentum; ``None`` takes each parameter's own. List it in
         ``static_args`` under ``optax.inject_hyperparams``.
-      weight_decay: decoupled, multiplied by the learning rate.
+      weight_decay: :math:`\lambda`, decoupled, multiplied by the learning rate.
       mask: which leaves decay, as in ``optax.add_decayed_weights``.
       exponent: see :func:`scale_by_lion`.
       dead_zone: see :func:`scale_by_lion`.

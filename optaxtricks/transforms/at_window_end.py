@@ -26,7 +26,10 @@ class AtWindowEndState(NamedTuple):
 def at_window_end(
     inner: optax.GradientTransformation, *, accumulate_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets a transformation act at the last step of every window only.
+    r"""Lets a transformation act at the last step of every window only.
+
+    .. math::
+        u_t \leftarrow [\, k \mid t \,] \; \mathrm{inner}(u_t), \qquad t = 1, 2, \dots
 
     Inside a window the updates are zero and the state of ``inner`` rests, so its
     schedules count windows. For what follows a transformation that accumulates by
@@ -40,7 +43,7 @@ def at_window_end(
 
     Args:
       inner: what is to act once a window.
-      accumulate_steps: the length of a window, at least 1.
+      accumulate_steps: :math:`k`, the length of a window, at least 1.
 
     Returns:
       A transformation whose state is an :class:`AtWindowEndState`.

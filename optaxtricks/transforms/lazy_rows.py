@@ -31,7 +31,12 @@ def lazy_rows(
     A row (an index of axis 0; of a vector, an entry) of a table is *touched* if its
     gradient is not all zero, or, for a table named in ``active_rows``, if it is
     listed there. ``inner`` runs on everything; an untouched row then gets an update
-    of exactly zero, weight decay included. Its moments
+    of exactly zero, weight decay included:
+
+    .. math::
+        u_r \leftarrow [\, r \text{ touched} \,] \; \mathrm{inner}(g, \theta)_r.
+
+    Its moments
 
     - with ``moments="decay"`` go on as ``inner`` has them, so that they fade while
       the row rests (LazyOptimizer);

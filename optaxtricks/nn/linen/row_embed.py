@@ -11,8 +11,6 @@ from ..._core import checks
 from ..._core.paths import leaves_with_paths
 from ..lookups import Tape, active, checked_ids, row_sparse, zero_shifts
 
-__all__ = ["RowEmbed", "row_value_and_grad"]
-
 
 class RowEmbed(nn.Embed):
     r"""A ``flax.linen.Embed`` whose gradient may be had as looked-up rows.
