@@ -4,6 +4,8 @@ import importlib
 import types
 import typing
 
+from .inspection import collapse_metrics as collapse_metrics
+from .inspection import embedding_health as embedding_health
 from .inspection import metrics as metrics
 from .inspection import state_shardings as state_shardings
 from .inspection import summary as summary
@@ -18,9 +20,7 @@ from .recipes import two_timescale as two_timescale
 from .selection import PathLabels as PathLabels
 from .selection import PruneGroup as PruneGroup
 from .selection import RowSparse as RowSparse
-from .selection import collapse_metrics as collapse_metrics
 from .selection import dropout_mask as dropout_mask
-from .selection import embedding_health as embedding_health
 from .selection import fisher_information as fisher_information
 from .selection import label_by_path as label_by_path
 from .selection import merge as merge

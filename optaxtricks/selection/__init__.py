@@ -1,8 +1,6 @@
 """Which entries: pure functions on trees, without optimizer state."""
 
-from .collapse_metrics import collapse_metrics as collapse_metrics
 from .dropout_mask import dropout_mask as dropout_mask
-from .embedding_health import embedding_health as embedding_health
 from .fisher import fisher_information as fisher_information
 from .labels import PathLabels as PathLabels
 from .labels import label_by_path as label_by_path
@@ -18,9 +16,7 @@ __all__ = [
     "PathLabels",
     "PruneGroup",
     "RowSparse",
-    "collapse_metrics",
     "dropout_mask",
-    "embedding_health",
     "fisher_information",
     "label_by_path",
     "merge",

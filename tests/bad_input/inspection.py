@@ -7,8 +7,11 @@ import numpy as np
 import optax
 
 from tests.bad_input.rows import (
+    BELOW_OR_NOT_FINITE,
     INF,
     NAN,
+    NOT_A_NUMBER,
+    NUMBER,
     OUTSIDE_0_1,
     RAGGED,
     Entry,
@@ -48,6 +51,23 @@ INSPECTION: dict[str, Entry] = {
         lambda **arguments: ot.cosine_ema_decay(**arguments)(0),
         {"base": 0.9, "total_steps": 10},
         [*number("base", OUTSIDE_0_1, r"\[0, 1\]"), *whole("total_steps")],
+    ),
+    "embedding_health": Entry(
+        ot.embedding_health,
+        {"table": jnp.ones((3, 2)), "weight_decay": 0.1},
+        [
+            Row("weight_decay", NOT_A_NUMBER, TypeError, f"weight_decay {NUMBER}"),
+            Row(
+                "weight_decay",
+                [0, *BELOW_OR_NOT_FINITE],
+                ValueError,
+                "weight_decay must be positive and finite",
+            ),
+            Row("table", [None, "x", {}, RAGGED], TypeError, "table must be an array"),
+            Row("table", [jnp.ones((2, 2), int)], TypeError, "floating-point leaves"),
+            Row("table", [jnp.ones((), float)], ValueError, "table must have rows"),
+            Row("table", [jnp.ones((0, 3))], ValueError, "table must have rows"),
+        ],
     ),
     "metrics": Entry(
         ot.metrics,

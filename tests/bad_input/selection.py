@@ -4,13 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.bad_input.rows import (
-    BELOW_OR_NOT_FINITE,
     KEEP_RATE,
     KEY,
     NAN,
-    NOT_A_NUMBER,
     NOT_AN_INT,
-    NUMBER,
     OUTSIDE_0_1,
     RAGGED,
     Entry,
@@ -98,23 +95,6 @@ SELECTION: dict[str, Entry] = {
             Row("scores", [{"a": jnp.float32(NAN)}], ValueError, "'a' has 1 NaN"),
             Row("scores", [{"a": -jnp.ones(2)}], ValueError, "'a' has 0 NaN and 2"),
             Row("scores", [{"a": np.ones(2)}], ValueError, "'a' have dtype float64"),
-        ],
-    ),
-    "embedding_health": Entry(
-        ot.embedding_health,
-        {"table": jnp.ones((3, 2)), "weight_decay": 0.1},
-        [
-            Row("weight_decay", NOT_A_NUMBER, TypeError, f"weight_decay {NUMBER}"),
-            Row(
-                "weight_decay",
-                [0, *BELOW_OR_NOT_FINITE],
-                ValueError,
-                "weight_decay must be positive and finite",
-            ),
-            Row("table", [None, "x", {}, RAGGED], TypeError, "table must be an array"),
-            Row("table", [jnp.ones((2, 2), int)], TypeError, "floating-point leaves"),
-            Row("table", [jnp.ones((), float)], ValueError, "table must have rows"),
-            Row("table", [jnp.ones((0, 3))], ValueError, "table must have rows"),
         ],
     ),
     "RowSparse": Entry(
