@@ -1,4 +1,4 @@
-"""Lion's direction: the sign of momentum, in one pass over memory."""
+"""Lion's direction: the sign of momentum, without a second copy of it."""
 
 import functools
 from typing import Any, NamedTuple
