@@ -1,4 +1,4 @@
-"""The same for Linen."""
+"""The Flax modules of the room above, for Linen."""
 
 from .row_embed import RowEmbed as RowEmbed
 from .row_embed import row_value_and_grad as row_value_and_grad
