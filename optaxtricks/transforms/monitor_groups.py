@@ -128,7 +128,7 @@ def monitor_groups(
         update_checks.inexact_updates(updates, by="monitor_groups")
         groups = _groups(updates, labels)
         held = state.readings
-        known = sorted(held[name]) if isinstance(held, dict) else []
+        known = sorted(held.get(name, ())) if isinstance(held, dict) else []
         if known != sorted(groups):
             raise ValueError(
                 f"monitor_groups was initialised with the labels {listing(known)} but "

@@ -260,3 +260,6 @@ def test_bad_arguments() -> None:
     tx = ot.monitor_groups({"a": "x", "b": "y"})
     with pytest.raises(ValueError, match=r"labels 'x', 'y' but got updates with 'x'"):
         tx.update({"a": jnp.ones(2)}, tx.init(params))
+    renamed = ot.monitor_groups("all", name="renamed")
+    with pytest.raises(ValueError, match=r"labels \(none\) but got updates with 'all'"):
+        renamed.update(params, ot.monitor_groups("all").init(params))
