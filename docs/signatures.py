@@ -37,7 +37,7 @@ def _of_function(node: ast.FunctionDef, method: bool) -> Signature:
 
 
 def _of_class(node: ast.ClassDef) -> Signature:
-    """That of ``__init__``, or the fields of a dataclass or a NamedTuple."""
+    """The arguments of ``__init__``, or the fields of a dataclass or a NamedTuple."""
     fields = []
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":

@@ -11,7 +11,7 @@ from .paths import leaves_with_paths
 
 
 def tree_digest(tree: Any) -> str:
-    """Of the paths, dtypes, shapes and bits of all leaves; containers do not count."""
+    """A digest of paths, dtypes, shapes and bits of all leaves, not of containers."""
     total = hashlib.sha256()
     for path, leaf in leaves_with_paths(tree):
         array = _on_host(leaf)
@@ -21,7 +21,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def checksum(tree: Any) -> int:
-    """A quick one of the bits of all leaves, against a mistake and no more."""
+    """A quick checksum of the bits of all leaves, against a mistake and no more."""
     check = 0
     for _, leaf in leaves_with_paths(tree):
         check = zlib.crc32(as_bytes(_on_host(leaf)), check)
@@ -29,7 +29,7 @@ def checksum(tree: Any) -> int:
 
 
 class StreamDigest:
-    """Of a stream of batches, wherever one batch ends and the next begins."""
+    """The digest of a stream, wherever one batch ends and the next begins."""
 
     def __init__(self) -> None:
         self._leaves: dict[str, Any] = {}

@@ -40,7 +40,7 @@ def label_scores(
 
 
 def expected_scores(log_p: LogP, power: int, chosen: Leaves, numbered: Any) -> Leaves:
-    """Their expectation over all classes, from one backward pass for each class."""
+    """Such powers' expectation over all classes, by a backward pass for each class."""
     logs, pullback = jax.vjp(lambda chosen: log_p(chosen, numbered[0]), chosen)
     classes = jnp.arange(logs.shape[0])
 

@@ -20,7 +20,7 @@ class Known(NamedTuple):
     sums: list[int]
     """A checksum of each batch."""
     digest: str
-    """Of all the data, however it is cut into batches."""
+    """A digest of all the data, however it is cut into batches."""
 
     @property
     def examples(self) -> int:

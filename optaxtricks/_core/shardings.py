@@ -25,7 +25,7 @@ def replicated(x: Any) -> Any:
 
 
 def whole_rows(x: Any) -> Any:
-    """That of some rows of `x`: each on all devices that have a part of a row."""
+    """The sharding of some rows of `x`, each on all devices that have parts of rows."""
     sharding = typed_sharding(x)
     if sharding is None:
         return None

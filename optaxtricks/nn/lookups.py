@@ -133,7 +133,7 @@ def _whole(x: jax.Array) -> jax.Array:
 
 
 def _from_the_start(ids: jax.Array, num_rows: int) -> jax.Array:
-    """The same ids, if they count from the end, as `Embed` reads them."""
+    """The ids as `Embed` reads them: those below zero count from the end."""
     if num_rows == 1:  # Embed does not look at them then
         return jnp.zeros_like(ids)
     if ids.dtype.itemsize < 4:
