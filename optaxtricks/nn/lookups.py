@@ -12,7 +12,7 @@ from flax import errors, nnx
 
 from .._core import checks
 from .._core.row_ids import in_range
-from .._core.shardings import typed_sharding
+from .._core.shardings import replicated
 from ..selection.row_sparse import RowSparse
 
 
@@ -115,21 +115,15 @@ def zero_shifts(trace: Callable[[], Mapping[str, list[jax.Array]]]) -> Any:
 def row_sparse(table: jax.Array, ids: list[Any], cotangents: list[Any]) -> RowSparse:
     """All look-ups in one table as its gradient."""
     row_shape = table.shape[1:]
-    # Out of range, rows read NaN and have no gradient, known or not.
-    flat_ids = [in_range(_whole(x).reshape(-1), table.shape[0]) for x in ids]
-    rows = [_whole(x).reshape(-1, *row_shape) for x in cotangents]
+    # Out of range, rows read NaN and have no gradient, known or not. On a mesh of
+    # Explicit axes, every device needs all look-ups.
+    flat_ids = [in_range(replicated(x).reshape(-1), table.shape[0]) for x in ids]
+    rows = [replicated(x).reshape(-1, *row_shape) for x in cotangents]
     return RowSparse.from_lookup(
         jnp.concatenate([jnp.zeros(0, jnp.int32), *flat_ids]),
         jnp.concatenate([jnp.zeros((0, *row_shape), table.dtype), *rows]),
         table.shape[0],
     )
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """On a mesh of Explicit axes, every device needs all look-ups."""
-    if typed_sharding(x) is None:
-        return x
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
 
 
 def _from_the_start(ids: jax.Array, num_rows: int) -> jax.Array:
