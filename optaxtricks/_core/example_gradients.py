@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .shardings import whole_rows
+
 Leaves = list[jax.Array]
 Objective = Callable[[Leaves, Any], tuple[jax.Array, jax.Array]]
 Part = Callable[[Any], Leaves]
@@ -158,7 +160,5 @@ def fold(part: Part, sums: Leaves, examples: Any, width: int) -> Leaves:
 
 def _gathered(x: jax.Array) -> jax.Array:
     """Frees the example axis of an Explicit mesh axis, which no scan may split."""
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty or sharding.spec[:1] in ((), (None,)):
-        return x
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(None, *sharding.spec[1:]))
+    sharding = whole_rows(x)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
