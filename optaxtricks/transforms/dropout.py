@@ -84,8 +84,9 @@ def gradient_dropout(
 
     Args:
       keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step,
-        which is 0 at the first update. Where a schedule gives 0, nothing passes (for
-        Gaussian noise there is no such limit); outside ``[0, 1]`` updates become NaN.
+        which is 0 at the first update. Where a schedule gives 0 or less, nothing
+        passes (Gaussian noise is infinite at 0, and NaN below); above 1 updates become
+        NaN.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
         dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
         in ``static_args``.

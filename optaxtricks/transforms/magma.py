@@ -85,7 +85,8 @@ def magma(
     Args:
       inner: a complete optimizer; extra arguments are forwarded to it.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key.
-      keep_rate: :math:`p` in ``(0, 1]``, or a schedule of the step.
+      keep_rate: :math:`p` in ``(0, 1]``, or a schedule of the step. Where that gives 0
+        or less all leaves are skipped; above 1 updates become NaN.
       temperature: :math:`\tau > 0`.
       b1: :math:`\beta_1` in ``(0, 1)``.
       smoothing: :math:`\gamma` in ``(0, 1)``.
@@ -146,8 +147,12 @@ def magma(
         leaves, layout = jax.tree.flatten(proposed)
         momenta, mu_layout = jax.tree.flatten(state.mu)
         checks.same_count(leaves, momenta, by="magma")
-        numbers = [jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing)]
-        rate = at_step(state.step, keep_rate=keep_rate)
+        rate = jnp.asarray(at_step(state.step, keep_rate=keep_rate), jnp.float32)
+        # A traced rate cannot raise; out of range it must not pass for a good one.
+        sound = jnp.where((rate >= 0) & (rate <= 1), jnp.sign(rate), jnp.nan)
+        numbers = [
+            jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing, sound)
+        ]
         last, now = last_kept_word(rate), step_words(state.step)
         held = (state.scores, state.words) if leaves else ((), ())
         rows = zip(leaves, jax.tree.leaves(updates), momenta, *held, strict=True)
@@ -174,7 +179,7 @@ def _leaf(
     last: jax.Array,
     numbers: list[jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    temperature, b1, smoothing = numbers
+    temperature, b1, smoothing, sound = numbers
     decay = b1.astype(mu.dtype)
     g = grad.astype(mu.dtype)
     mu = decay * mu + (1 - decay) * g
@@ -183,7 +188,7 @@ def _leaf(
     aligned = jax.nn.sigmoid(cosine.astype(jnp.float32) / temperature)
     score = smoothing * score + (1 - smoothing) * aligned
     keep = entry_words(update, seed, "leaf") <= last
-    damped = scaled(update, score)
+    damped = scaled(update, sound * score)
     return jnp.where(keep, damped, jnp.zeros((), update.dtype)), mu, score
 
 

@@ -120,6 +120,13 @@ def test_a_schedule_of_the_rate_counts_steps() -> None:
     assert all((u != 0).all() for u in got)
 
 
+@pytest.mark.parametrize("rate", [1.5, float("nan")])
+def test_a_schedule_out_of_range_does_not_pass_for_a_good_one(rate: float) -> None:
+    tx = ot.magma(optax.sgd(1.0), key=KEY, keep_rate=lambda step: rate)
+    got, state = _run(tx, [jnp.ones(3)])
+    assert jnp.isnan(got[0]).all() and jnp.isfinite(state.scores[0])
+
+
 def test_a_schedule_must_give_a_scalar() -> None:
     tx = ot.magma(optax.sgd(1.0), key=KEY, keep_rate=lambda step: jnp.ones(3))
     with pytest.raises(ValueError, match="keep_rate must give a scalar at each step"):
