@@ -124,6 +124,17 @@ def temp_bytes(compiled: Any) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+def temp_bytes_of_step(tx: Any, params: Any, grads: Any) -> int:
+    """Temporary memory of a compiled step that may write over what it reads."""
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return applied(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    return temp_bytes(jitted.lower(params, tx.init(params), grads).compile())
+
+
 def layout(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
     kinds = [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, _leaves(tree))]

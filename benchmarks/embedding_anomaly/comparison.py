@@ -5,10 +5,8 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Any
 
-import rich.console
-import rich.progress
-
 from .. import harness
+from ..comparison_report import progress, statistic
 from ..finetune.report import mean_and_error
 from .text import RARE_BELOW, read_text
 from .training import Program
@@ -26,13 +24,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     size = options.sizes
     text = read_text(size.vocabulary, size.files)
     programs, runs = {}, {}
-    with _progress() as bar:
-        total = len(options.variants) * options.seeds * (size.steps // size.every)
+    with progress() as bar:
+        total = len(options.chosen) * options.seeds * (size.steps // size.every)
         task = bar.add_task("training", total=total)
         advance = lambda: bar.advance(task)
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             try:
-                for name in options.variants:
+                for name in options.chosen:
                     program = Program(VARIANTS[name], size, text)
                     programs[name] = program
                     runs[name] = _submit(pool, program, options.seeds, advance)
@@ -50,7 +48,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "optimizer_state_bytes": programs[name].state_bytes,
             "step_ms": 1e3 * seconds[name] / size.every,
         }
-        for name in options.variants
+        for name in options.chosen
     }
     return {"settings": _settings(options, text, records), "variants": results}
 
@@ -62,16 +60,6 @@ def _submit(
     advance: Callable[[], Any],
 ) -> list[concurrent.futures.Future[dict[str, Any]]]:
     return [pool.submit(program.run, seed, advance) for seed in range(seeds)]
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-    )
 
 
 def _settings(
@@ -104,25 +92,20 @@ def _summary(runs: Records, every: int) -> dict[str, Any]:
         curves[measure] = _mean_curve(values)
     steps = [every * (i + 1) for i in range(len(curves["loss"]))]
     return {
-        "held_out_loss": _statistic([run["held_out_loss"] for run in runs]),
+        "held_out_loss": statistic([run["held_out_loss"] for run in runs]),
         "final_health": {
             band: {
-                measure: _statistic([run["health"][band][measure][-1] for run in runs])
+                measure: statistic([run["health"][band][measure][-1] for run in runs])
                 for measure in measures
             }
             for band, measures in runs[0]["health"].items()
         },
-        "others_max_times_decay": _statistic(
+        "others_max_times_decay": statistic(
             [run["others_max_times_decay"] for run in runs]
         ),
         "half_bound_step": _first(steps, curves["max_times_decay"], 0.5),
         "curves": {"step": steps, **curves},
     }
-
-
-def _statistic(values: list[float]) -> dict[str, float | None]:
-    mean, error = mean_and_error(values)
-    return {"mean": mean, "standard_error": error}
 
 
 def _mean_curve(curves: list[list[float]]) -> list[float]:

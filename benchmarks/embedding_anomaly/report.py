@@ -1,13 +1,12 @@
 """What the runs say: table and plot."""
 
-import io
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from ..finetune.report import COLOURS
+from ..comparison_report import empty_table, png
+from ..finetune.report import COLOURS, points
 
 DASHES = ("-", "--", ":")
 PANELS = {
@@ -30,19 +29,15 @@ def table(results: dict[str, Any]) -> Table:
         f"the output table; MB: optimizer state; ms: a step. "
         f"{100 * settings['rows_seen']:.0f} % of the rows were looked up at all."
     )
-    style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}
-    result = Table(title=title, caption=caption, **style)
-    result.add_column("variant", no_wrap=True)
     columns = ("held-out loss", "max", "stuck %", "rare %", "output %", "MB", "ms")
-    for column in columns:
-        result.add_column(column, justify="right", no_wrap=True)
+    result = empty_table(title, caption, columns)
     for name, entry in results["variants"].items():
         health = entry["final_health"]
         result.add_row(
             name,
-            _statistic(entry["held_out_loss"], 3),
+            _loss(entry["held_out_loss"]),
             f"{health['all']['max_times_decay']['mean']:.2f}",
-            _statistic(health["all"]["stuck_rows"], 1, scale=100),
+            points(health["all"]["stuck_rows"]),
             _stuck(health, "rare"),
             _stuck(health, "output"),
             f"{entry['optimizer_state_bytes'] / 1e6:.1f}",
@@ -55,10 +50,10 @@ def _stuck(health: dict[str, Any], part: str) -> str:
     return f"{100 * health[part]['stuck_rows']['mean']:.1f}" if part in health else "-"
 
 
-def _statistic(entry: dict[str, Any], digits: int, *, scale: float = 1) -> str:
-    text = f"{scale * entry['mean']:.{digits}f}"
+def _loss(entry: dict[str, Any]) -> str:
+    text = f"{entry['mean']:.3f}"
     error = entry["standard_error"]
-    return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+    return text if error is None else f"{text} ± {error:.3f}"
 
 
 def plot(results: dict[str, Any]) -> bytes:
@@ -87,6 +82,4 @@ def plot(results: dict[str, Any]) -> bytes:
         f"Next-word model of {settings['vocabulary']:,} words, decay "
         f"{settings['weight_decay']:g}: mean of {settings['seeds']} seeds"
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return png(figure, dpi=130)

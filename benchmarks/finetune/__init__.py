@@ -16,10 +16,10 @@ With pairs of texts the encoder reads both at once, and the head gets, beside th
 over both, the product and the distance of the two texts' means.
 
 All recipes share the seed's batches, its fresh head, dropout, gradient clipping,
-warm-up and decay. Only `ladder_cached`, which reads the encoder's hidden states from a
-cache, has no dropout inside the encoder. `--full` seeks each recipe's learning rate, in
-steps of two, until both neighbours of the best are worse, on a seed that is not used
-again. The rate is chosen by dev accuracy, and dev accuracy is also what is compared, so
-absolute figures flatter all recipes a little. Standard errors are over seeds, on one
-fixed dev set.
+warm-up and decay. Only the ladders have no dropout inside the encoder, as they do not
+train it; `ladder_cached` reads its hidden states from a cache and is else the same as
+`ladder`. `--full` seeks each recipe's learning rate, in steps of two, until both
+neighbours of the best are worse, on a seed that is not used again. The rate is chosen
+by dev accuracy, and dev accuracy is also what is compared, so absolute figures flatter
+all recipes a little. Standard errors are over seeds, on one fixed dev set.
 """

@@ -23,7 +23,7 @@ from .train import WARM_UP
 
 # Raise this when training changes in a way that the fingerprint cannot see.
 REVISION = 1
-GRID_SEED = 1000
+GRID_SEED, SEARCH_REACH = 1000, 2**5
 # Read at import: the file may be edited while a long comparison runs.
 FINGERPRINTS = {name: fingerprint(recipe) for name, recipe in RECIPES.items()}
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "tokenizers", "optaxtricks")
@@ -131,27 +131,32 @@ def search_runs(names: Iterable[str], records: list[dict[str, Any]]) -> list[Run
     """What the learning-rate search has to run next; nothing once it is done.
 
     Rates are powers of two apart. The search begins at a recipe's default and its two
-    neighbours and follows the best until both neighbours of that are known, so that the
-    best never lies at an edge. Its one seed is not used afterwards.
+    neighbours, and goes on until all neighbours of the best are known to be worse. So
+    the best is at no edge, and rates at which nothing is learned do not end it. Its one
+    seed is not used afterwards.
     """
-    known = {(record["recipe"], record["learning_rate"]) for record in records}
     return [
         Run(name, rate, GRID_SEED, 1)
-        for name, best in {**_defaults(names), **best_rates(records)}.items()
-        for rate in (best / 2, best, 2 * best)
-        if (name, rate) not in known
+        for name in names
+        for rate in _next_rates(
+            RECIPES[name].learning_rate,
+            {r["learning_rate"]: r["accuracy"] for r in records if r["recipe"] == name},
+        )
     ]
 
 
-def _defaults(names: Iterable[str]) -> dict[str, float]:
-    return {name: RECIPES[name].learning_rate for name in names}
+def _next_rates(default: float, tried: dict[float, float]) -> list[float]:
+    top = max(tried.values(), default=None)
+    best = [rate for rate, accuracy in tried.items() if accuracy == top] or [default]
+    near = {rate * step for rate in best for step in (0.5, 1.0, 2.0)}
+    least, most = default / SEARCH_REACH, default * SEARCH_REACH
+    return sorted(rate for rate in near - set(tried) if least <= rate <= most)
 
 
 def best_rates(records: Iterable[dict[str, Any]]) -> dict[str, float]:
     """By recipe, the rate of highest dev accuracy.
 
-    Of equals the nearest to the recipe's default, so that a search among equals ends;
-    of two as near, the smaller.
+    Of equals the nearest to the recipe's default, and of two as near the smaller.
     """
     best: dict[str, tuple[float, float, float]] = {}
     for record in records:

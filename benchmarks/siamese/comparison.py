@@ -4,12 +4,8 @@ import argparse
 import time
 from typing import Any
 
-import numpy as np
-import rich.console
-import rich.progress
-
 from .. import harness
-from ..finetune.report import mean_and_error
+from ..comparison_report import progress, statistic
 from . import probes, variants
 from .digits import Digits, read_digits
 from .training import Program
@@ -22,10 +18,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     start = (time.monotonic(), time.process_time())
     digits = read_digits(size.train, size.test)
     results = {}
-    with _progress() as bar:
-        total = len(options.sweeps) * (size.steps // size.every)
+    with progress() as bar:
+        total = len(options.chosen) * (size.steps // size.every)
         task = bar.add_task("training", total=total)
-        for name in options.sweeps:
+        for name in options.chosen:
             # One after the other: two such programs at once were seen to wait for one
             # another for ever on a machine of two cores.
             program = Program(SWEEPS[name], size, digits, options.seeds)
@@ -39,16 +35,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "baselines": _baselines(digits, results),
         "sweeps": {name: _summary(name, x, size) for name, x in results.items()},
     }
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-    )
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -74,9 +60,9 @@ def _baselines(digits: Digits, results: dict[str, Any]) -> dict[str, Any]:
     pixels = probes.accuracies(probes.views(digits), digits)
     untrained = next(iter(results.values()))["untrained"]
     return {
-        "pixels": {name: _statistic([float(x)]) for name, x in pixels.items()},
+        "pixels": {name: statistic([float(x)]) for name, x in pixels.items()},
         # Before training, all values of a sweep are the same network.
-        "untrained": {name: _statistic(x[:, 0]) for name, x in untrained.items()},
+        "untrained": {name: statistic(x[:, 0]) for name, x in untrained.items()},
     }
 
 
@@ -85,19 +71,14 @@ def _summary(name: str, result: dict[str, Any], size: Any) -> dict[str, Any]:
     steps = list(range(size.every, size.steps + 1, size.every))
     entries = []
     for i, value in enumerate(sweep.values):
-        measured = {m: _statistic(c[:, i, -1]) for m, c in curves.items()}
+        measured = {m: statistic(c[:, i, -1]) for m, c in curves.items()}
         means = {m: c[:, i].mean(axis=0).tolist() for m, c in curves.items()}
         entries.append(
             {
                 "value": value,
                 **measured,
-                **{m: _statistic(x[:, i]) for m, x in result["trained"].items()},
+                **{m: statistic(x[:, i]) for m, x in result["trained"].items()},
                 "curves": {"step": steps, **means},
             }
         )
     return {"number": sweep.number, "stop_gradient": sweep.stop, "entries": entries}
-
-
-def _statistic(values: Any) -> dict[str, float | None]:
-    mean, error = mean_and_error(np.asarray(values, float).tolist())
-    return {"mean": mean, "standard_error": error}

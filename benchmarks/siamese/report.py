@@ -1,13 +1,12 @@
 """What the runs say: table and plot."""
 
-import io
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from ..finetune.report import COLOURS, MARKERS
+from ..comparison_report import empty_table, png
+from ..finetune.report import COLOURS, MARKERS, points
 from .variants import SPEEDS
 
 TITLES = {
@@ -39,11 +38,8 @@ def table(results: dict[str, Any]) -> Table:
         "accuracy (%) of probes of the features, on random views of images; ± standard "
         "error over seeds."
     )
-    style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1)}
-    result = Table(title=title, caption=caption, **style)
-    result.add_column("variant", no_wrap=True)
-    for column in ("value", "loss", "std", "rank", "k-NN", "linear"):
-        result.add_column(column, justify="right", no_wrap=True)
+    columns = ("value", "loss", "std", "rank", "k-NN", "linear")
+    result = empty_table(title, caption, columns)
     for name, sweep in results["sweeps"].items():
         for entry in sweep["entries"]:
             result.add_row(
@@ -61,13 +57,7 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def _accuracies(entry: dict[str, Any]) -> list[str]:
-    return [_percent(entry[name]) for name in ("neighbours", "linear")]
-
-
-def _percent(entry: dict[str, Any]) -> str:
-    text = f"{100 * entry['mean']:.1f}"
-    error = entry["standard_error"]
-    return text if error is None else f"{text} ± {100 * error:.1f}"
+    return [points(entry[name]) for name in ("neighbours", "linear")]
 
 
 def plot(results: dict[str, Any]) -> bytes:
@@ -105,9 +95,7 @@ def plot(results: dict[str, Any]) -> bytes:
         f"SimSiam and BYOL on digits, {settings['steps']} steps: mean and standard "
         f"error of {settings['seeds']} seeds"
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return png(figure, dpi=120)
 
 
 def _draw_curves(panel: Any, sweeps: dict[str, Any], measure: str) -> None:

@@ -1,6 +1,5 @@
 """The benchmark from end to end, its text, its variants, and bad options."""
 
-import json
 import math
 
 import jax
@@ -12,6 +11,7 @@ from benchmarks.embedding_anomaly.__main__ import main
 from benchmarks.embedding_anomaly.text import UNKNOWN, read_text
 from benchmarks.embedding_anomaly.training import SIZES
 from benchmarks.embedding_anomaly.variants import DECAY, LION_RATE, VARIANTS
+from tests.comparison_command import assert_refused, assert_written, run_tiny
 
 # Of two methods and two models; compilation is what takes time here.
 SOME = ("tiger", "lion_half_swap")
@@ -24,31 +24,13 @@ TYINGS = ("none", "plain", "half_swap")
 def tiny_run(tmp_path_factory):
     """The command's folder and result, run once."""
     out = tmp_path_factory.mktemp("out")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"):
-        code = main(["--size", "tiny", "--variants", *SOME, "--out", str(out)])
-    jax.config.update("jax_disable_most_optimizations", False)
-    assert code == 0
-    return out, json.loads((out / "embedding_anomaly.json").read_text())
-
-
-def numbers(tree):
-    """Every number of a JSON value."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from numbers(value)
-    elif isinstance(tree, int | float):
-        yield tree
+    return out, run_tiny(main, out, "--variants", *SOME)
 
 
 def test_the_command_writes_json_and_plot(tiny_run):
     out, results = tiny_run
-    names = ["embedding_anomaly.json", "embedding_anomaly.png"]
-    assert sorted(p.name for p in out.iterdir()) == names
-    assert (out / "embedding_anomaly.png").read_bytes()[1:4] == b"PNG"
+    assert_written(out, "embedding_anomaly", results)
     assert list(results["variants"]) == list(SOME)
-    assert all(math.isfinite(x) for x in numbers(results))
-    assert str(out) not in json.dumps(results)
 
 
 def test_the_record_of_a_variant(tiny_run):
@@ -151,10 +133,7 @@ def test_the_model_starts_near_chance(tying):
     ],
 )
 def test_bad_options(capsys, arguments, message):
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and message in captured.err
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert_refused(main, arguments, message, capsys)
 
 
 def test_out_is_a_file(capsys, tmp_path):

@@ -164,15 +164,18 @@ def searched(name, accuracy):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_search_among_equal_rates_ends_at_the_default(name):
+def test_a_search_where_nothing_is_learned_ends_and_keeps_the_default(name):
     default = RECIPES[name].learning_rate
     tried, best = searched(name, lambda rate: 0.5)
-    assert best == default and tried == [default / 2, default, 2 * default]
+    assert best == default
+    assert sorted(tried) == [default * 2.0**n for n in range(-5, 6)]
 
 
-def test_a_search_goes_on_from_equals_to_what_is_better():
-    tried, best = searched("full", lambda rate: min(rate, 1.6e-3))
-    assert best == 1.6e-3 and max(tried) == 3.2e-3
+@pytest.mark.parametrize("peak", [2.5e-5, 1e-4, 4e-4, 1.6e-3, 6.4e-3])
+def test_a_search_crosses_rates_at_which_nothing_is_learned(peak):
+    tried, best = searched("full", lambda rate: max(0.5, 0.7 - abs(rate / peak - 1)))
+    assert best == peak
+    assert {peak / 2, peak, 2 * peak} <= set(tried) and len(set(tried)) == len(tried)
 
 
 @pytest.mark.parametrize(

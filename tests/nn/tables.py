@@ -7,11 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import optaxtricks as ot
 
 NUM_ROWS, WIDTH = 500_000, 4
 TABLE_BYTES = NUM_ROWS * WIDTH * 4
+each_kind = pytest.mark.parametrize(
+    "kind", [{"param_dtype": jnp.bfloat16}, {"dtype": jnp.bfloat16}]
+)
 
 
 def made_in(fn: Callable[..., Any], *args: Any) -> list[str]:
@@ -40,6 +44,12 @@ def batches(count: int, size: int) -> list[tuple[jax.Array, jax.Array]]:
 def touched(data: list[tuple[jax.Array, jax.Array]]) -> np.ndarray:
     """The rows that are looked up in any batch, each once."""
     return np.unique(np.concatenate([np.asarray(ids).ravel() for ids, _ in data]))
+
+
+def twice(look_up: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
+    """A loss in which two look-ups of other ids meet."""
+    product = look_up(ids) * look_up(3 - ids)
+    return jnp.sin(product.astype(jnp.float32)).sum()
 
 
 def dense(grads: Any) -> Any:

@@ -25,11 +25,6 @@ from tests.nn.tap_data import (
 from tests.problems import assert_same
 
 
-@pytest.fixture
-def each_batch_a_block(monkeypatch):
-    monkeypatch.setattr(tap_files, "BLOCK_BYTES", 1)
-
-
 @pytest.mark.parametrize("size", [1, 3, 11, 20])
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
 def test_folder_and_memory_hold_the_taps_bit_for_bit(

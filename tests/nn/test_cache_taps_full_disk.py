@@ -13,17 +13,7 @@ from optaxtricks._core import tap_files, tap_manifest
 from tests.nn.tap_data import cached, expected, files, rows_on_record, start, wide
 from tests.problems import assert_same
 
-
-@pytest.fixture(autouse=True)
-def each_batch_a_block(monkeypatch):
-    monkeypatch.setattr(tap_files, "BLOCK_BYTES", 1)
-
-
-@pytest.fixture
-def whole(tmp_path):
-    cached(tmp_path / "whole")
-    return files(tmp_path / "whole")
-
+pytestmark = pytest.mark.usefixtures("each_batch_a_block")
 
 LIMITED = """
     import resource, sys

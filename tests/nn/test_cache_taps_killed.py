@@ -23,17 +23,7 @@ from tests.nn.tap_data import (
 )
 from tests.problems import assert_same
 
-
-@pytest.fixture(autouse=True)
-def each_batch_a_block(monkeypatch):
-    monkeypatch.setattr(tap_files, "BLOCK_BYTES", 1)
-
-
-@pytest.fixture
-def whole(tmp_path):
-    cached(tmp_path / "whole")
-    return files(tmp_path / "whole")
-
+pytestmark = pytest.mark.usefixtures("each_batch_a_block")
 
 # Killed at every stage
 

@@ -23,11 +23,7 @@ from tests.nn.tap_data import (
 )
 from tests.problems import assert_same
 
-
-@pytest.fixture(autouse=True)
-def each_batch_a_block(monkeypatch):
-    monkeypatch.setattr(tap_files, "BLOCK_BYTES", 1)
-
+pytestmark = pytest.mark.usefixtures("each_batch_a_block")
 
 # Stale
 

@@ -12,13 +12,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optaxtricks as ot
-from tests.nn.tables import assert_close, dense
+from tests.nn.tables import assert_close, dense, each_kind, twice
 
 BOTH = nnx.Embed, ot.nn.RowEmbed
 IDS = jnp.array([0, 3, 3, 1])
-each_kind = pytest.mark.parametrize(
-    "kind", [{"param_dtype": jnp.bfloat16}, {"dtype": jnp.bfloat16}]
-)
 
 
 class Net(nnx.Module):
@@ -34,12 +31,6 @@ class Net(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         x = self.embed(ids) * self.embed(6 - ids)
         return self.out(self.norm(self.dropout(x)))
-
-
-def _twice(model: Any, ids: jax.Array) -> jax.Array:
-    """A loss in which two look-ups of other ids meet."""
-    product = model(ids) * model(3 - ids)
-    return jnp.sin(product.astype(jnp.float32)).sum()
 
 
 def _pure(state: Any) -> Any:
@@ -90,7 +81,7 @@ def test_outside_it_is_embed(kind: Any, num_rows: int) -> None:
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)])
 def test_the_gradient_is_the_dense_one(shape: tuple[int, ...]) -> None:
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape), jnp.int32)
-    rows = _assert_the_same_gradient(_twice, _pair(5, 4), ids)
+    rows = _assert_the_same_gradient(twice, _pair(5, 4), ids)
     assert isinstance(rows, nnx.State)
     assert isinstance(rows["embedding"], nnx.Param)
     assert rows["embedding"].get_value().values.shape == (2 * ids.size, 4)
@@ -98,12 +89,12 @@ def test_the_gradient_is_the_dense_one(shape: tuple[int, ...]) -> None:
 
 @each_kind
 def test_dtypes(kind: Any) -> None:
-    _assert_the_same_gradient(_twice, _pair(5, 4, **kind), IDS, rtol=0.02)
+    _assert_the_same_gradient(twice, _pair(5, 4, **kind), IDS, rtol=0.02)
 
 
 def test_eager_calls() -> None:
     model = ot.nn.RowEmbed(5, 4, rngs=nnx.Rngs(0))
-    gradient = ot.nn.row_value_and_grad(_twice)
+    gradient = ot.nn.row_value_and_grad(twice)
     assert_close(
         _rows(gradient(model, IDS)[1]), _rows(nnx.jit(gradient)(model, IDS)[1])
     )

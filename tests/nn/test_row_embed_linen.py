@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 
 import optaxtricks as ot
-from tests.nn.tables import assert_close, dense
+from tests.nn.tables import assert_close, dense, each_kind, twice
 
 BOTH = nn.Embed, ot.nn.linen.RowEmbed
 IDS = jnp.array([1, 2, 2, 3])
-each_kind = pytest.mark.parametrize(
-    "kind", [{"param_dtype": jnp.bfloat16}, {"dtype": jnp.bfloat16}]
-)
 
 
 class Net(nn.Module):
@@ -55,12 +52,6 @@ def _dense_method(model: nn.Module, loss: Any, **options: Any) -> Any:
         return loss(apply, *args)
 
     return jax.value_and_grad(of_params, **options)
-
-
-def _twice(apply: Any, ids: jax.Array) -> jax.Array:
-    """A loss in which two look-ups of other ids meet."""
-    product = apply(ids) * apply(3 - ids)
-    return jnp.sin(product.astype(jnp.float32)).sum()
 
 
 def _assert_the_same_gradient(
@@ -102,7 +93,7 @@ def test_the_gradient_is_the_dense_one(shape: tuple[int, ...]) -> None:
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape), jnp.int32)
     models = [embed(5, 4) for embed in BOTH]
     params = _params(models[0])["params"]
-    rows = _assert_the_same_gradient(_twice, models, params, ids)["embedding"]
+    rows = _assert_the_same_gradient(twice, models, params, ids)["embedding"]
     assert isinstance(rows, ot.RowSparse)
     assert rows.values.shape == (2 * ids.size, 4)
 
@@ -111,12 +102,12 @@ def test_the_gradient_is_the_dense_one(shape: tuple[int, ...]) -> None:
 def test_dtypes(kind: Any) -> None:
     models = [embed(5, 4, **kind) for embed in BOTH]
     params = _params(models[0])["params"]
-    _assert_the_same_gradient(_twice, models, params, IDS, rtol=0.02)
+    _assert_the_same_gradient(twice, models, params, IDS, rtol=0.02)
 
 
 def test_eager_calls() -> None:
     model = ot.nn.linen.RowEmbed(5, 4)
-    gradient, params = ot.nn.linen.row_value_and_grad(model, _twice), _params(model)
+    gradient, params = ot.nn.linen.row_value_and_grad(model, twice), _params(model)
     eager, fast = (
         call(params["params"], IDS) for call in (gradient, jax.jit(gradient))
     )

@@ -1,8 +1,6 @@
 """The benchmark from end to end, its parts, and bad options."""
 
 import io
-import json
-import math
 import sys
 from unittest import mock
 
@@ -19,6 +17,7 @@ from benchmarks.siamese import digits, model, probes, report
 from benchmarks.siamese.__main__ import main
 from benchmarks.siamese.training import SIZES
 from benchmarks.siamese.variants import PREDICTOR, RATE, SWEEPS
+from tests.comparison_command import assert_refused, assert_written, run_tiny
 from tests.problems import assert_same
 
 # One sweep only: compilation is what takes time here.
@@ -31,30 +30,14 @@ STEPS = 10
 def tiny_run(tmp_path_factory):
     """The command's folder and result, run once."""
     out = tmp_path_factory.mktemp("out")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        code = main(["--size", "tiny", "--sweeps", *SOME, "--out", str(out)])
-    jax.config.update("jax_disable_most_optimizations", False)
-    assert code == 0
-    return out, json.loads((out / "siamese.json").read_text())
-
-
-def numbers(tree):
-    """Every number of a JSON value."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from numbers(value)
-    elif isinstance(tree, int | float):
-        yield tree
+    with jax.numpy_rank_promotion("allow"):
+        return out, run_tiny(main, out, "--sweeps", *SOME)
 
 
 def test_the_command_writes_json_and_plot(tiny_run):
     out, results = tiny_run
-    assert sorted(p.name for p in out.iterdir()) == ["siamese.json", "siamese.png"]
-    assert (out / "siamese.png").read_bytes()[1:4] == b"PNG"
+    assert_written(out, "siamese", results)
     assert list(results["sweeps"]) == list(SOME)
-    assert all(math.isfinite(x) for x in numbers(results))
-    assert str(out) not in json.dumps(results)
 
 
 def test_the_record_of_a_variant(tiny_run):
@@ -236,7 +219,4 @@ def test_without_scikit_learn_the_message_says_what_to_install(capsys):
     ],
 )
 def test_bad_options(capsys, arguments, message):
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and message in captured.err
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert_refused(main, arguments, message, capsys)

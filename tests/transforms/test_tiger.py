@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optaxtricks
-from tests.problems import applied, assert_same, temp_bytes, values
+from tests.problems import assert_same, temp_bytes_of_step, values
 
 # Bad arguments are given on purpose.
 ot = cast(Any, optaxtricks)
@@ -136,15 +136,8 @@ def test_a_compiled_step_needs_no_temporary_of_the_parameters_size():
     params = {"w": jnp.ones((512, 512)), "b": jnp.ones(1024)}
     for options in {}, {"accumulate_steps": 4}, {"mu_dtype": jnp.bfloat16}:
         tx = ot.tiger(1e-3, embeddings="w", shrink_to_one="b", **options)
-
-        def step(params, state, grads, tx=tx):
-            updates, state = tx.update(grads, state, params)
-            return applied(params, updates), state
-
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        compiled = jitted.lower(params, tx.init(params), params).compile()
         # A number for each row of the table, and little more.
-        assert temp_bytes(compiled) < 16_384
+        assert temp_bytes_of_step(tx, params, params) < 16_384
 
 
 @pytest.mark.parametrize(
