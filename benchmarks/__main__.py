@@ -1,6 +1,6 @@
 """Every promise of speed and memory, measured and held against its limit.
 
-python -m benchmarks                      # an hour or less; prints one table
+python -m benchmarks                      # a quarter of an hour; prints one table
 python -m benchmarks --out DIR            # also summary.json and summary.png
 python -m benchmarks --compare OLD.json   # and what became slower since then
 """
