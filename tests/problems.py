@@ -135,6 +135,11 @@ def temp_bytes_of_step(tx: Any, params: Any, grads: Any) -> int:
     return temp_bytes(jitted.lower(params, tx.init(params), grads).compile())
 
 
+def version(package: Any) -> tuple[int, ...]:
+    """Its numbers, for what an older one cannot do."""
+    return tuple(map(int, package.__version__.split(".")[:3]))
+
+
 def layout(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
     kinds = [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, _leaves(tree))]

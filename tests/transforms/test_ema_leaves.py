@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import optaxtricks
@@ -24,6 +25,7 @@ from tests.problems import (
 ot = cast(Any, optaxtricks)
 
 
+@pytest.mark.skipif(not hasattr(nnx, "EMA"), reason="this Flax has no EMA")
 def test_agrees_with_optax_and_with_flax():
     params = {"w": values((4, 3), jnp.float32, 0)}
     tx: Any = optax.chain(optax.sgd(0.1), ot.ema_params(0.9))
