@@ -142,13 +142,13 @@ for row, stop in enumerate((True, False)):
             ax.plot(phi[-1], theta[-1], "o", color=colour, zorder=5)
         name = "stop-gradient" if stop else "no stop-gradient"
         ax.set_title(rf"{name}, $\kappa = {kappa:g}$")
-        ax.axvline(1, color="C2", linestyle="--", linewidth=1)
-        ax.axhline(0, color="C3", linestyle="--", linewidth=1)
+        ax.axvline(1, color="C4", linestyle="--", linewidth=1)
+        ax.axhline(0, color="C2", linestyle="--", linewidth=1)
         ax.set(xlim=(-0.1, 1.5), ylim=(-0.05, 1.3))
 for ax in axes[1]:
-    ax.set_xlabel(r"predictor $\varphi$ (green: success)")
+    ax.set_xlabel(r"predictor $\varphi$ (dashed: success)")
 for ax in axes[:, 0]:
-    ax.set_ylabel(r"encoder $\theta$ (red: collapse)")
+    ax.set_ylabel(r"encoder $\theta$ (dashed: collapse)")
 figure.tight_layout()
 
 # %% [markdown]
