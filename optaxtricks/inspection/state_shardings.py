@@ -134,7 +134,8 @@ def _derived(
         return NamedSharding(explicit, leaf.sharding.spec)
 
     try:
-        state = jax.eval_shape(tx.init, _like(params, typed))
+        with jax.sharding.use_abstract_mesh(explicit.abstract_mesh):
+            state = jax.eval_shape(tx.init, _like(params, typed))
     except Exception:  # an `init` that runs on no mesh of Explicit axes
         return everywhere
     specs = [leaf.sharding and leaf.sharding.spec for leaf in jax.tree.leaves(state)]
