@@ -208,14 +208,18 @@ def test_memory_stays_flat_and_nothing_is_traced_again(case: Case) -> None:
     held = compiled(*held, grads)
     jax.block_until_ready(held)
     gc.collect()
-    arrays, peak = len(jax.live_arrays()), _peak()
-    for _ in range(2000):
-        held = compiled(*held, grads)
-    jax.block_until_ready(held)
-    gc.collect()
-    assert len(jax.live_arrays()) == arrays
+    arrays, growths = len(jax.live_arrays()), []
+    # An allocator may take a page at any time, but a leak grows in every window.
+    for _ in range(3):
+        peak = _peak()
+        for _ in range(2000):
+            held = compiled(*held, grads)
+        jax.block_until_ready(held)
+        gc.collect()
+        assert len(jax.live_arrays()) == arrays
+        growths.append(_peak() - peak)
     # Leaking one state a step would be 2,000 times its buffers, of 64 bytes at least.
-    assert _peak() - peak < 64 * 2000
+    assert min(growths) < 64 * 2000
 
 
 def _peak() -> int:
