@@ -16,6 +16,7 @@ from tests.cases import CASES, Case
 from tests.collectives import ALLOWED, Exchange, exchanges
 from tests.problems import assert_same, gradients, version
 
+NEWEST = version(jax) >= (0, 11)
 ROWS = ("rows", None)
 COLUMNS = (None, "columns")
 PLACEMENTS = {
@@ -63,21 +64,21 @@ def test_any_placement_gives_one_devices_numbers_and_exchanges_what_the_case_nam
     compiled = jax.jit(tx.update).lower(grads, state, there, **extra).compile()
     updates, after = compiled(grads, state, there, **extra)
     one = _on_one_device(name)
-    # A sum over devices adds up in another order, and a logarithm of many entries at
-    # once rounds otherwise than that of the last few.
-    exact = case.elementwise and "gaussian" not in name
+    # A sum over devices adds up in another order, and JAX 0.12 rounds a logarithm of
+    # many entries at once otherwise than that of the last few.
+    exact = case.elementwise and not ("gaussian" in name and NEWEST)
     assert_same((updates, after), one, ulps=0 if exact else case.ulps)
     quiet = case.elementwise or not any(axes)
     allowed = ALLOWED["nothing" if quiet else case.exchange]
     leaf = max((x.shape for x in jax.tree.leaves(params)), key=math.prod)
     found = exchanges(compiled.as_text())
     assert [x for x in found if not allowed(x, leaf)] == []
-    # Where the compiler puts what is whole, or zero, is its own affair.
-    free = kind is AxisType.Auto or version(jax) >= (0, 11)
-    if case.exchange in ("leaves", "nothing") and free:
-        return
+    if case.exchange in ("leaves", "nothing") and kind is AxisType.Auto:
+        return  # where the compiler puts what is whole, or zero, is its own affair
     for got, want in zip(*map(jax.tree.leaves, (updates, there)), strict=True):
-        assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
+        # JAX 0.12 leaves it a zero of an Explicit mesh as well.
+        zero = case.exchange == "nothing" and NEWEST and not got.any()
+        assert zero or got.sharding.is_equivalent_to(want.sharding, got.ndim)
 
 
 @each_case
