@@ -131,9 +131,9 @@ def search_runs(names: Iterable[str], records: list[dict[str, Any]]) -> list[Run
     """What the learning-rate search has to run next; nothing once it is done.
 
     Rates are powers of two apart. The search begins at a recipe's default and its two
-    neighbours, and goes on until all neighbours of the best are known to be worse. So
-    the best is at no edge, and rates at which nothing is learned do not end it. Its one
-    seed is not used afterwards.
+    neighbours, and goes on until all neighbours of the best are known to be worse, or
+    out of reach. So rates at which nothing is learned do not end it. Its one seed is
+    not used afterwards.
     """
     return [
         Run(name, rate, GRID_SEED, 1)

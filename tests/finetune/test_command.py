@@ -163,6 +163,16 @@ def searched(name, accuracy):
     return [record["learning_rate"] for record in records], best_rates(records)[name]
 
 
+def test_of_equal_rates_the_nearest_to_the_default_is_best_then_the_smaller():
+    def best(*rates):
+        records = [
+            {"recipe": "full", "learning_rate": rate, "accuracy": 0.8} for rate in rates
+        ]
+        return best_rates([*records, {**records[0], "accuracy": 0.7}])["full"]
+
+    assert best(1e-4, 8e-4) == 8e-4 and best(8e-4, 2e-4) == 2e-4
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_search_where_nothing_is_learned_ends_and_keeps_the_default(name):
     default = RECIPES[name].learning_rate
