@@ -134,6 +134,7 @@ def _derived(
         return NamedSharding(explicit, leaf.sharding.spec)
 
     try:
+        # Out of a mesh's context JAX 0.12 forgets the shardings of zeros.
         with jax.sharding.use_abstract_mesh(explicit.abstract_mesh):
             state = jax.eval_shape(tx.init, _like(params, typed))
     except Exception:  # an `init` that runs on no mesh of Explicit axes
