@@ -79,7 +79,8 @@ def gradient_dropout(
         restore, and when other leaves come or go. Inside ``jax.shard_map`` the index
         counts within the block. :func:`dropout_mask` gives it.
       - XLA fuses the hash into the optimizer's own pass: no mask array, and under SPMD
-        no communication. (Gaussian noise costs more: XLA materialises it.)
+        no communication. (Gaussian noise costs more: XLA materialises it; on other
+        shards it may round in another way.)
       - Derivatives through the update treat the noise as a constant.
 
     Args:
