@@ -1,0 +1,80 @@
+"""Layers in a stack: which axis of a leaf counts them.
+
+A leaf is one tensor, unless it is a stack: then each index of its layer axis is one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .paths import holes, leaves_with_paths, listing
+from .selectors import Selector, compiled, matches
+
+Stacked: TypeAlias = Selector | Mapping[str, int]
+"""Which leaves are stacks: a selector, for layers on axis 0, or pattern -> layer axis,
+the first pattern that is found in a path deciding."""
+
+
+def layer_axes(
+    tree: Any, stacked: Stacked | None, *, name: str = "stacked"
+) -> list[int | None]:
+    """The layer axis of each leaf of `tree`, in leaf order; None where it is no stack.
+
+    An axis counts from 0, or from -1 backwards.
+
+    Raises:
+      ValueError: as a selector; a pattern that matches no leaf; a leaf that has no such
+        axis, named by its path.
+      TypeError: neither a selector nor a mapping from patterns to ints.
+    """
+    named = leaves_with_paths(tree)
+    if stacked is None:
+        return [None] * len(named)
+    if _names_axes(stacked):
+        wanted = _by_pattern(tree, stacked, name)
+    else:
+        wanted = [0 if chosen else None for chosen in matches(tree, stacked, name=name)]
+    return [
+        None if axis is None else _checked(path, leaf, axis, name)
+        for (path, leaf), axis in zip(named, wanted, strict=True)
+    ]
+
+
+def _names_axes(stacked: Stacked) -> bool:
+    """Whether it is pattern -> axis, and not a tree of bools that is a dict."""
+    if not isinstance(stacked, Mapping) or not stacked:
+        return False
+    return all(map(_is_int, stacked.values()))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _by_pattern(tree: Any, axes: Mapping[str, int], name: str) -> list[int | None]:
+    paths = [path for path, _ in leaves_with_paths(tree)]
+    for pattern in axes:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{name} must map str to int, got the key {pattern!r}.")
+    found = {pattern: compiled(pattern, name=name) for pattern in axes}
+    # A leaf that Optax masked out still shows that its pattern is no misprint.
+    known = paths + holes(tree)
+    idle = [s for s, pattern in found.items() if not any(map(pattern.search, known))]
+    if paths and idle:
+        raise ValueError(
+            f"{name} has patterns that match no leaf: {listing(idle)}. Paths: "
+            f"{listing(known)}."
+        )
+    first = lambda path: next((s for s, p in found.items() if p.search(path)), None)
+    return [None if (s := first(path)) is None else int(axes[s]) for path in paths]
+
+
+def _checked(path: str, leaf: Any, axis: int, name: str) -> int:
+    shape = tuple(getattr(leaf, "shape", ()))
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"{name}: the leaf at {path!r} has shape {shape} and so no layer axis "
+            f"{axis}."
+        )
+    return axis % len(shape)
