@@ -4,7 +4,7 @@ A leaf is one tensor, unless it is a stack: then each index of its layer axis is
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def layer_axes(
     ]
 
 
-def _names_axes(stacked: Stacked) -> bool:
+def _names_axes(stacked: Stacked) -> TypeGuard[Mapping[str, int]]:
     """Whether it is pattern -> axis, and not a tree of bools that is a dict."""
     if not isinstance(stacked, Mapping) or not stacked:
         return False
