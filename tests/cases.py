@@ -84,6 +84,11 @@ def _inner() -> optax.GradientTransformationExtraArgs:
     return optax.sgd(0.5, momentum=0.5)
 
 
+def _per_tensor() -> optax.GradientTransformationExtraArgs:
+    """An optimizer that draws numbers, and takes a sum over every tensor."""
+    return ot.magma(optax.chain(ot.update_dropout(0.5, key=8), _inner()), key=7)
+
+
 CASES: dict[str, Case] = {
     "gradient_dropout": Case(
         ot.gradient_dropout,
@@ -252,6 +257,12 @@ CASES: dict[str, Case] = {
         elementwise=False,
         exchange="rows",
         reads_state=False,
+        ulps=4,
+    ),
+    "per_layer": Case(
+        ot.per_layer,
+        lambda params: {"inner": _per_tensor(), "stacked": _has_rows},
+        elementwise=False,
         ulps=4,
     ),
     "scale_by_path": Case(

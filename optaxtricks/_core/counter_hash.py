@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .layers import layer_number
 from .paths import listing
 from .positions import index_along
 
@@ -58,6 +59,8 @@ def key_words(key: Any) -> Any:
 def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
     """Two uint32 words for each leaf, from the key and the leaf's path alone.
 
+    Where one layer of a stack is seen at a time, from the layer's number too.
+
     Raises:
       ValueError: two leaves have one path, and so would share their words.
     """
@@ -71,7 +74,17 @@ def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
     both = names[:, 0], names[:, 1]
     for i in range(words.shape[0]):
         both = _absorb(*both, words[i : i + 1])
-    return tuple(jnp.stack(pair) for pair in zip(*both, strict=True))
+    pairs = [jnp.stack(pair) for pair in zip(*both, strict=True)]
+    return tuple(_of_layer(*each) for each in zip(pairs, paths, strict=True))
+
+
+def _of_layer(words: jax.Array, path: str) -> jax.Array:
+    number = layer_number(path)
+    if number is None:
+        return words
+    # Of layer 0 too: the words of a leaf that is no stack are none of a stack's.
+    layer = number.astype(jnp.uint32).reshape(1)
+    return jnp.concatenate(_absorb(words[:1], words[1:], layer))
 
 
 def step_words(step: Any) -> jax.Array:

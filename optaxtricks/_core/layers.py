@@ -3,9 +3,12 @@
 A leaf is one tensor, unless it is a stack: then each index of its layer axis is one.
 """
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, TypeGuard
 
+import jax
 import numpy as np
 
 from .paths import holes, leaves_with_paths, listing
@@ -14,6 +17,30 @@ from .selectors import Selector, compiled, matches
 Stacked: TypeAlias = Selector | Mapping[str, int]
 """Which leaves are stacks: a selector, for layers on axis 0, or pattern -> layer axis,
 the first pattern that is found in a path deciding."""
+
+
+_numbers: contextvars.ContextVar[Mapping[str, jax.Array]] = contextvars.ContextVar(
+    "layer_numbers", default={}
+)
+
+
+@contextlib.contextmanager
+def numbered(numbers: Mapping[str, jax.Array]) -> Iterator[None]:
+    """Says, for the paths of leaves of which one layer is seen at a time, which one.
+
+    What `init` derives from a path alone, random words above all, would otherwise come
+    out alike for all layers.
+    """
+    token = _numbers.set(numbers)
+    try:
+        yield
+    finally:
+        _numbers.reset(token)
+
+
+def layer_number(path: str) -> jax.Array | None:
+    """The number of the layer that is seen at a path; None for a whole leaf."""
+    return _numbers.get().get(path)
 
 
 def layer_axes(

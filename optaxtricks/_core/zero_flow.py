@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from .data_flow import called
+
 # One operand in, and where that is zero, zeros out.
 _KEEPS_ZERO = {
     "abs",
@@ -75,7 +77,7 @@ def _results(equation: Any, operands: list[bool]) -> list[bool]:
             for b in equation.params["branches"]
         ]
         return [all(column) for column in zip(*branches, strict=True)]
-    inner = _called(equation.params)
+    inner = called(equation.params)
     if inner is not None and len(inner.jaxpr.invars) == len(operands):
         if name == "scan":
             return [False] * count
@@ -93,15 +95,6 @@ def _results(equation: Any, operands: list[bool]) -> list[bool]:
         or (name in _ALL_ZERO and all(operands))
     )
     return [bool(one) and bool(operands)] * count
-
-
-def _called(params: dict[str, Any]) -> ClosedJaxpr | None:
-    """The function that a call, such as that of `jax.jit`, runs."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = params.get(name)
-        if isinstance(inner, ClosedJaxpr):
-            return inner
-    return None
 
 
 def _is_zero(value: Any) -> bool:
