@@ -18,6 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from .data_flow import called, sources
 from .shardings import typed_sharding
 
+# Operations on arrays of one shape, or on arrays and scalars.
+_TAKES_SCALARS = {
+    *("add", "add_any", "and", "atan2", "clamp", "complex", "div", "eq", "ge", "gt"),
+    *("le", "lt", "max", "min", "mul", "ne", "nextafter", "or", "pow", "rem"),
+    *("select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
+    *("sub", "xor"),
+}
+
 
 class Place(NamedTuple):
     """Where an array counts layers: those of which group of stacks, on which axis."""
@@ -41,10 +49,9 @@ class Group(NamedTuple):
 
     def numbers(self) -> jax.Array:
         """The numbers of the layers."""
-        numbers = jnp.arange(self.size, dtype=jnp.int32)
-        if self.sharding is None:
-            return numbers
-        return jax.sharding.reshard(numbers, self.sharding)
+        return jax.lax.broadcasted_iota(
+            jnp.int32, (self.size,), 0, out_sharding=self.sharding
+        )
 
 
 class Value(NamedTuple):
@@ -104,7 +111,7 @@ class LayerBatching:
         shape = (*array.shape[: at.axis], group.size, *array.shape[at.axis :])
         sharding = typed or group.sharding
         if sharding is not None:
-            spec = [None] * array.ndim if typed is None else list(typed.spec)
+            spec: list[Any] = [None] * array.ndim if typed is None else [*typed.spec]
             spec.insert(at.axis, group.sharding and group.sharding.spec[0])
             sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
         others = [axis for axis in range(len(shape)) if axis != at.axis]
@@ -150,9 +157,7 @@ class LayerBatching:
         arrays = run(*[value.array for value in given])
         return list(map(Value, arrays, made))
 
-    def _aligned(
-        self, equation: Any, operands: list[Value], group: int
-    ) -> list[Value]:
+    def _aligned(self, equation: Any, operands: list[Value], group: int) -> list[Value]:
         """Operands of an element-wise operation with one layer axis and full shapes."""
         (result,) = equation.outvars
         full = [atom.aval.shape == result.aval.shape for atom in equation.invars]
@@ -231,7 +236,7 @@ def _is_elementwise(equation: Any) -> bool:
         return False
     shape = equation.outvars[0].aval.shape
     shapes = {atom.aval.shape for atom in equation.invars}
-    scalars = equation.primitive.name in ("select_n", "clamp")  # which take them too
+    scalars = equation.primitive.name in _TAKES_SCALARS
     return shapes == {shape} or (scalars and shapes == {shape, ()})
 
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .layer_batching import Group, LayerBatching, Place, Value
 from .layer_flow import OUTSIDE, LayerFlow
 from .layers import numbered
-from .paths import flatten, leaves_with_paths
+from .paths import OneLeaf, flatten, leaves_with_paths
 from .shardings import typed_sharding
 from .state_parts import owners
 
@@ -47,10 +48,9 @@ class LayerPlan:
         self._layers = LayerBatching(groups)
         self._numbers = [Place(group, 0) for group in range(len(groups))]
         one = [value.one() for value in map(Value, leaves, self._places)]
-        numbers = map(Value, [group.numbers() for group in groups], self._numbers)
-        self._first, state = jax.make_jaxpr(self._init_one, return_shape=True)(
-            [number.one() for number in numbers], one
-        )
+        numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * len(groups)
+        trace = jax.make_jaxpr(self._init_one, return_shape=True)
+        self._first, state = trace(numbers, one)
         self._groups = groups
         parts, self._state_layout = jax.tree.flatten(state)
         flow = LayerFlow(
@@ -66,6 +66,10 @@ class LayerPlan:
         self._state: Places = [
             _place_of_part(part, group, None if home is None else self._places[home])
             for part, group, home in zip(parts, flow.groups(), homes, strict=True)
+        ]
+        self._shapes = [
+            _with_layers(part.shape, at, groups)
+            for part, at in zip(parts, self._state, strict=True)
         ]
         # For each part that is laid out as a leaf is, the leaf's number.
         self._beside = [
@@ -86,30 +90,53 @@ class LayerPlan:
         self, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Any, Any]:
         """`inner.update` of all layers. Extra arguments are the same for all."""
-        (grads, layout), (parts, state_layout) = flatten(updates), flatten(state)
-        leaves, params_layout = flatten(params)
-        known = self._places if leaves else []
+        trees = updates, state, params
+        self._check_state(state)
+        layouts = [jax.tree.structure(tree) for tree in trees]
+        places = self._arrays_of(updates), self._state, self._arrays_of(params)
         lists = [
-            list(map(Value, grads, self._places)),
-            list(map(Value, parts, self._state)),
-            list(map(Value, leaves, known)),
+            list(map(Value, jax.tree.leaves(tree), where))
+            for tree, where in zip(trees, places, strict=True)
         ]
 
-        def update(grads: list[Any], parts: list[Any], leaves: list[Any]) -> Any:
-            return self._inner.update(
-                jax.tree.unflatten(layout, grads),
-                jax.tree.unflatten(state_layout, parts),
-                jax.tree.unflatten(params_layout, leaves),
-                **extra_args,
-            )
+        def update(*lists: list[Any]) -> Any:
+            grads, state, params = map(jax.tree.unflatten, layouts, lists)
+            return self._inner.update(grads, state, params, **extra_args)
 
-        step = jax.make_jaxpr(update)(*[[v.one() for v in row] for row in lists])
+        step = jax.make_jaxpr(update)(*[[value.one() for value in x] for x in lists])
         values = [value for row in lists for value in row]
-        out = self._run(step, values, [*self._places, *self._state])
-        count = len(self._places)
-        return jax.tree.unflatten(layout, out[:count]), jax.tree.unflatten(
-            state_layout, out[count:]
+        out = self._run(step, values, [*places[0], *self._state])
+        count = len(places[0])
+        return jax.tree.unflatten(layouts[0], out[:count]), jax.tree.unflatten(
+            layouts[1], out[count:]
         )
+
+    def _arrays_of(self, tree: Any) -> Places:
+        """The place of every array; a leaf of several arrays may be no stack."""
+        leaves, found = flatten(tree)[0], []
+        for path, leaf, at in zip(self._paths, leaves, self._places, strict=False):
+            if at is not None and isinstance(leaf, OneLeaf):
+                raise TypeError(
+                    f"the gradient at {path!r} is a {type(leaf).__name__}, which "
+                    "cannot be a stack."
+                )
+            found += [at] * len(jax.tree.leaves(leaf))
+        return found
+
+    def _check_state(self, state: Any) -> None:
+        parts = leaves_with_paths(state)
+        shapes = [tuple(part.shape) for _, part in parts]
+        if len(shapes) != len(self._shapes):
+            raise ValueError(
+                f"per_layer needs a state of {len(self._shapes)} arrays, as its init "
+                f"makes it, got {len(shapes)}."
+            )
+        for (path, _), have, want in zip(parts, shapes, self._shapes, strict=True):
+            if have != want:
+                raise ValueError(
+                    f"per_layer got a state for other stacks: at {path!r} it has shape "
+                    f"{have}, expected {want}."
+                )
 
     def _run(self, program: Any, values: list[Value], made: Places) -> list[Any]:
         found = self._layers.run(program, values)
@@ -133,8 +160,7 @@ class LayerPlan:
     def _shardings(self, leaves: list[Any]) -> list[Any]:
         """Where the parts of the state belong, so far as their parameters say it."""
         known = [None if home is None else leaves[home] for home in self._beside]
-        committed = lambda leaf: leaf is not None and leaf.committed
-        return [leaf.sharding if committed(leaf) else None for leaf in known]
+        return [x.sharding if x is not None and x.committed else None for x in known]
 
     def _init_one(self, numbers: list[Any], leaves: list[Any]) -> Any:
         stacked = zip(self._paths, self._places, strict=True)
@@ -174,8 +200,23 @@ def _grouped(
         if kind not in kinds:
             kinds.append(kind)
         places.append(Place(kinds.index(kind), axis))
-    most = [max(at.axis for at in places if at and at.group == i) for i in range(len(kinds))]
-    return [Group(size, axis, typed) for (size, typed), axis in zip(kinds, most)], places
+    most = [
+        max(at.axis for at in places if at is not None and at.group == group)
+        for group in range(len(kinds))
+    ]
+    groups = [
+        Group(size, axis, typed)
+        for (size, typed), axis in zip(kinds, most, strict=True)
+    ]
+    return groups, places
+
+
+def _with_layers(
+    shape: tuple[int, ...], at: Place | None, groups: Sequence[Group]
+) -> tuple[int, ...]:
+    if at is None:
+        return tuple(shape)
+    return (*shape[: at.axis], groups[at.group].size, *shape[at.axis :])
 
 
 def _place_of_part(part: Any, group: int | None, home: Place | None) -> Place | None:

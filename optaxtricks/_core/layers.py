@@ -19,8 +19,8 @@ Stacked: TypeAlias = Selector | Mapping[str, int]
 the first pattern that is found in a path deciding."""
 
 
-_numbers: contextvars.ContextVar[Mapping[str, jax.Array]] = contextvars.ContextVar(
-    "layer_numbers", default={}
+_numbers: contextvars.ContextVar[Mapping[str, jax.Array] | None] = (
+    contextvars.ContextVar("layer_numbers", default=None)
 )
 
 
@@ -40,7 +40,7 @@ def numbered(numbers: Mapping[str, jax.Array]) -> Iterator[None]:
 
 def layer_number(path: str) -> jax.Array | None:
     """The number of the layer that is seen at a path; None for a whole leaf."""
-    return _numbers.get().get(path)
+    return (_numbers.get() or {}).get(path)
 
 
 def layer_axes(

@@ -1,5 +1,6 @@
 """Random entries: which of them are kept at a step, as a pure function."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +16,10 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
+from .._core.layers import Stacked, layer_axes, numbered
 from .._core.paths import leaves_with_paths, listing
 from .._core.schedules import at_step
+from .._core.shardings import typed_sharding
 
 
 def dropout_mask(
@@ -26,6 +29,7 @@ def dropout_mask(
     key: Any,
     step: Any,
     granularity: Granularity = "element",
+    stacked: Stacked | None = None,
 ) -> Any:
     r"""The entries that :func:`gradient_dropout` and :func:`update_dropout` keep.
 
@@ -38,6 +42,9 @@ def dropout_mask(
     Guarantees:
       - A leaf's mask depends on the key, the step, the leaf's path and its shape
         alone: not on its dtype, its sharding, the device count or other leaves.
+      - With ``stacked`` each layer has a mask of its own, a function of its number too
+        (of :math:`h(\mathrm{key}, \mathrm{step}, \mathrm{path}, \mathrm{layer}, i)`):
+        the one that dropout inside :func:`per_layer` takes.
       - Entries, rows, leaves, steps and keys are independent as far as statistical
         tests can tell; the hash is not fit for cryptography or privacy noise.
 
@@ -49,13 +56,16 @@ def dropout_mask(
         traced.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
         is one row); or ``"leaf"``, one draw per leaf.
+      stacked: the leaves whose layers are taken one by one, as :func:`per_layer`
+        takes it: rows, and entries, are then counted within a layer.
 
     Returns:
       A tree of bool arrays shaped like the leaves of ``tree``.
 
     Raises:
       ValueError: ``keep_rate``, ``key``, ``step`` or ``granularity`` is out of range;
-        two leaves of one path; a leaf of more than :math:`2^{32}` entries on one axis.
+        two leaves of one path; a leaf of more than :math:`2^{32}` entries on one axis;
+        ``stacked`` matches no leaf, or one without its layer axis.
       TypeError: an argument of the wrong kind.
 
     Examples:
@@ -78,16 +88,45 @@ def dropout_mask(
     if bare := [path for path, leaf in leaves if not has_shape(leaf)]:
         raise TypeError(f"tree has leaves without a shape: {listing(bare)}.")
     words = leaf_words(key, [path for path, _ in leaves])
-    now = step_words(step)
+    seed = lambda word: word ^ step_words(step)
 
-    def mask(leaf: Any, word: jax.Array) -> jax.Array:
+    def whole(leaf: Any, word: jax.Array) -> jax.Array:
         # An abstract leaf cannot pass through jit, which a typed sharding needs.
         rule = _kept if isinstance(leaf, jax.ShapeDtypeStruct) else _kept_jitted
-        # No word is below a rate of 0, which only a schedule can give.
-        return rule(leaf, word ^ now, last, granularity) & (jnp.asarray(rate) > 0)
+        return rule(leaf, seed(word), last, granularity)
 
-    masks = [mask(leaf, word) for (_, leaf), word in zip(leaves, words, strict=True)]
+    def stack(path: str, leaf: Any, axis: int) -> jax.Array:
+        shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+
+        def layer(number: jax.Array) -> jax.Array:
+            with numbered({path: number}):
+                (word,) = leaf_words(key, [path])
+            like = jax.ShapeDtypeStruct(shape, bool)
+            return _kept(like, seed(word), last, granularity)
+
+        rule = jax.vmap(layer, out_axes=axis, axis_size=leaf.shape[axis])
+        return _beside(leaf, rule, jnp.arange(leaf.shape[axis], dtype=jnp.int32))
+
+    masks = [
+        whole(leaf, word) if axis is None else stack(path, leaf, axis)
+        for (path, leaf), word, axis in zip(
+            leaves, words, layer_axes(tree, stacked), strict=True
+        )
+    ]
+    # No word is below a rate of 0, which only a schedule can give.
+    masks = [mask & (jnp.asarray(rate) > 0) for mask in masks]
     return jax.tree.unflatten(jax.tree.structure(tree), masks)
+
+
+def _beside(leaf: Any, rule: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    """What the rule gives, lying where the leaf does."""
+    if isinstance(leaf, jax.core.Tracer):
+        typed = typed_sharding(leaf)
+        made = rule(*arguments)
+        return made if typed is None else jax.sharding.reshard(made, typed)
+    known = isinstance(leaf, jax.Array) and leaf.committed
+    where = leaf.sharding if known else None
+    return jax.jit(rule, out_shardings=where)(*arguments)
 
 
 def _kept(

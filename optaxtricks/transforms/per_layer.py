@@ -38,8 +38,11 @@ def per_layer(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        updates = jax.tree.map(jnp.asarray, updates)
-        seen = updates if params is None else params
-        return plan(seen).update(updates, state, params, extra_args)
+        if params is not None:
+            update_checks.same_shapes(updates, params, by="per_layer", name="params")
+        updates, params = jax.tree.map(jnp.asarray, (updates, params))
+        return plan(updates if params is None else params).update(
+            updates, state, params, extra_args
+        )
 
     return transformation(init, update, one_leaf=True)
