@@ -19,6 +19,7 @@ import numpy as np
 
 from .counter_hash import index_axes
 from .positions import index_along
+from .totals import exact_sum
 
 # Bits of the answer that one pass decides. One reading of the scores serves all
 # 2**3 - 1 candidates, and reading is what a pass costs; with a fourth bit the
@@ -178,9 +179,7 @@ def _tally(tests: Sequence[jax.Array], spread: bool) -> jax.Array:
         zeros = [np.uint32(0)] * len(ones)
         add = lambda x, y: [a + b for a, b in zip(x, y, strict=True)]
         counts = jax.lax.reduce(ones, zeros, add, axes)
-    total = lambda half: jnp.sum(half, dtype=jnp.uint32)
-    halves = [[total(c >> 16), total(c & np.uint32(0xFFFF))] for c in counts]
-    return jnp.stack([jnp.stack(pair) for pair in halves])
+    return jnp.stack([jnp.stack(exact_sum(c, low_bits=16)) for c in counts])
 
 
 def _totals(tallies: Sequence[jax.Array]) -> list[int]:

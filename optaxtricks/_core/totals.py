@@ -79,8 +79,25 @@ def total_count(counts: jax.Array, at_most: int) -> Any:
     if at_most < 2**32:
         return split_count(counts.sum(dtype=jnp.uint32))
     rows = counts.sum(axis=tuple(range(1, counts.ndim)), dtype=jnp.uint32)
-    high, low = split_count(rows)
-    return _carried(high.sum(dtype=jnp.uint32), low.sum(dtype=jnp.uint32))
+    return exact_sum(rows, low_bits=8)
+
+
+def exact_sum(counts: jax.Array, *, low_bits: int) -> tuple[jax.Array, jax.Array]:
+    """The sum of fewer than 2**32 uint32 counts, as its upper and its lowest bits."""
+    # Of groups of so few bits that their sums do not overflow: the more counts, the
+    # fewer bits.
+    width = next((w for w in (16, 8, 4, 2) if counts.size << w <= 2**32), 1)
+    group, lowest = np.uint32(2**width - 1), np.uint32(2**low_bits - 1)
+    high = low = jnp.zeros((), jnp.uint32)
+    for shift in range(0, 32, width):
+        one = ((counts >> np.uint32(shift)) & group).sum(dtype=jnp.uint32)
+        above = low_bits - shift
+        if above > 0:
+            low = low + ((one << np.uint32(shift)) & lowest)
+            high = high + (one >> np.uint32(above))
+        else:
+            high = high + (one << np.uint32(-above))
+    return high + (low >> np.uint32(low_bits)), low & lowest
 
 
 def split_count(count: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,11 +120,13 @@ def with_known(count: Any, number: int) -> tuple[jax.Array, jax.Array]:
 
 
 def fraction(count: Any, of: int) -> jax.Array:
-    """A split count over a known number, exactly 1 if they are equal; 0 of nothing."""
+    """A split count over a known number: 1 if they are equal, and only then."""
     high, low = count
     number = high.astype(jnp.float32) * np.float32(256) + low.astype(jnp.float32)
     whole = np.float32(of >> 8) * np.float32(256) + np.float32(of & 255)
-    return number / np.maximum(whole, np.float32(1))
+    share = number / np.maximum(whole, np.float32(1))  # of nothing, 0
+    every = (high == np.uint32(of >> 8)) & (low == np.uint32(of & 255))
+    return jnp.where(every, share, jnp.minimum(share, np.float32(1 - 2**-24)))
 
 
 def _carried(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:

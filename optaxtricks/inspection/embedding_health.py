@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
+from .._core.totals import fraction, split_count, total_count
 
 
 def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
@@ -49,9 +50,11 @@ def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
         raise ValueError(f"table must have rows, got shape {jnp.shape(table)}.")
     size = jnp.abs(table.astype(jnp.float32)) * jnp.asarray(weight_decay, jnp.float32)
     stuck = size > np.float32(0.5)
-    by_row = stuck.reshape(stuck.shape[0], -1).mean(axis=1)
+    rows = stuck.shape[0]
+    by_row = stuck.reshape(rows, -1).sum(axis=1, dtype=jnp.uint32)
+    most = by_row > np.uint32(stuck.size // rows // 2)
     return {
         "max_times_decay": size.max(),
-        "stuck_entries": stuck.mean(),
-        "stuck_rows": (by_row > np.float32(0.5)).mean(),
+        "stuck_entries": fraction(total_count(by_row, stuck.size), stuck.size),
+        "stuck_rows": fraction(split_count(most.sum(dtype=jnp.uint32)), rows),
     }

@@ -37,7 +37,9 @@ def dropout_mask(
         M_i = [\, h(\mathrm{key}, \mathrm{step}, \mathrm{path}, i) < p \cdot 2^{32} \,]
 
     with :math:`h` an integer hash whose values are spread evenly over 32 bits, so
-    each entry is kept with probability :math:`p`, read in float32.
+    each entry is kept with probability :math:`p`, read in float32. Of a rate below
+    :math:`2^{-9}`, :math:`p \cdot 2^{32}` is rounded down to a whole number, but not
+    below one.
 
     Guarantees:
       - A leaf's mask depends on the key, the step, the leaf's path and its shape

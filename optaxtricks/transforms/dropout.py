@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._core import checks, update_checks
@@ -21,6 +20,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
+from .._core.normals import normals
 from .._core.paths import leaves_with_paths
 from .._core.scaling import scaled
 from .._core.schedules import at_step
@@ -73,14 +73,19 @@ def gradient_dropout(
         in float32. Dropped entries are exactly zero, also where the gradient is NaN.
       - ``keep_rate=1.0`` returns the updates bit for bit (a schedule that reaches 1
         multiplies by 1, which may flush subnormal numbers to zero).
-      - With ``rescale`` the expected update equals the incoming one.
+      - With ``rescale`` the expected update equals the incoming one, but for the
+        rounding of :math:`p` that :func:`dropout_mask` names.
+      - Gaussian noise is finite: :math:`n_i - 1` is a quantile of the normal law at
+        one of :math:`2^{32}` evenly spread levels, between 2.9e-10 and 6.338 standard
+        deviations from 0 on either side, to 5e-7 of itself before 1 is added.
       - The mask is a pure function of (key, step, leaf path, entry index): the same
         under ``jit``, in a ``scan``, on any sharding and device count, after a
         restore, and when other leaves come or go. Inside ``jax.shard_map`` the index
         counts within the block. :func:`dropout_mask` gives it.
       - XLA fuses the hash into the optimizer's own pass: no mask array, and under SPMD
-        no communication. (Gaussian noise costs more: XLA materialises it; on other
-        shards it may round in another way.)
+        no communication. (Gaussian noise costs a logarithm and a division an entry,
+        so XLA stores it where it is read twice, as Adam does; on other shards it may
+        round in another way.)
       - Derivatives through the update treat the noise as a constant.
 
     Args:
@@ -269,10 +274,7 @@ def _gaussian(
 ) -> jax.Array:
     del last
     bits = entry_words(update, words ^ now, granularity)
-    # 24 bits, centred in their cells: strictly between 0 and 2, symmetric about 1.
-    uniform = ((bits >> 8).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-23)
-    normal = jax.lax.erf_inv(uniform - 1) * np.float32(np.sqrt(2))
-    return scaled(update, 1 + normal * scale.astype(jnp.float32))
+    return scaled(update, 1 + normals(bits) * scale.astype(jnp.float32))
 
 
 # For each distribution the leaf rule, and the one number it needs of the rate. Not a

@@ -22,14 +22,15 @@ class EmaParamsState(NamedTuple):
         parameters themselves until something has been averaged.
       step: int32 scalar, the number of earlier updates; ``None`` with ``every=1`` and
         a decay that is no schedule.
-      weight: float32 scalar, one minus the product of the decays so far: how much of
-        an average begun at zero the parameters would make up. ``None`` without
+      weight: one minus the product of the decays so far: how much of an average begun
+        at zero the parameters would make up. A float32 scalar and, as that alone would
+        stand still near 1, another with what its rounding left. ``None`` without
         ``debias``.
     """
 
     ema: optax.Params
     step: jax.Array | None
-    weight: jax.Array | None
+    weight: tuple[jax.Array, jax.Array] | None
 
 
 def ema_params(
@@ -49,7 +50,7 @@ def ema_params(
         s_t = 1 - d_t, \qquad \bar\theta_0 = \theta_0.
 
     With ``debias`` the start is forgotten: :math:`\bar\theta_t` is an average begun at
-    zero, divided by the sum of its weights. Its state needs one more scalar, as
+    zero, divided by the sum of its weights. Its state needs two more scalars, as
 
     .. math::
         s_t = \frac{1 - d_t}{1 - d_1 d_2 \cdots d_t}
@@ -123,10 +124,11 @@ def ema_params(
 
     def init(params: optax.Params) -> EmaParamsState:
         checks.array_leaves(params, by="ema_params")
+        none = lambda: jnp.zeros((), jnp.float32)
         return EmaParamsState(
             ema=jax.tree.map(lambda p: _copied(p, dtype), params),
             step=jnp.zeros((), jnp.int32) if counts else None,
-            weight=jnp.zeros((), jnp.float32) if debias else None,
+            weight=(none(), none()) if debias else None,
         )
 
     def update(
@@ -211,13 +213,17 @@ def _due(step: Any, every: int) -> Any:
 
 
 @jax.jit
-def _corrected(share: Any, weight: jax.Array, due: Any) -> tuple[jax.Array, jax.Array]:
+def _corrected(
+    share: Any, weight: tuple[jax.Array, jax.Array], due: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The new parameter's share of a mean of those so far, and the weights' sum."""
-    share = jnp.asarray(share, jnp.float32)
-    after = weight + share * (1 - weight)
+    share, (before, left) = jnp.asarray(share, jnp.float32), weight
+    growth = left + share * (1 - before - left)
+    after = jnp.where(share == 1, jnp.ones_like(before), before + growth)
+    lost = growth - (after - before)
     # With no weight at all so far there is no mean, and the share is 0 anyway.
     corrected = share / jnp.where(after == 0, jnp.ones_like(after), after)
-    return corrected, jnp.where(due, after, weight)
+    return corrected, (jnp.where(due, after, before), jnp.where(due, lost, left))
 
 
 def _over_leaves(ema: Any, params: Any, updates: Any, how: Any) -> Any:

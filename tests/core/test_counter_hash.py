@@ -119,9 +119,20 @@ def test_high_words_give_unrelated_streams(monkeypatch):
 
 def test_the_last_kept_word_does_not_overflow_near_one_or_zero():
     assert int(last_kept_word(1.0)) == 2**32 - 1
+    assert int(last_kept_word(2.0**-32)) == 0
     assert int(last_kept_word(1 - 2**-24)) == 2**32 - 257
     assert int(last_kept_word(0.5)) == 2**31 - 1
     assert int(last_kept_word(1e-30)) == 0
+
+
+def test_so_many_words_are_kept_as_a_whole_number_says():
+    """The rate times 2**32, rounded down, but at least one."""
+    rates = np.float32(10.0) ** np.linspace(-12, 0, 10_000, dtype=np.float32)
+    kept = np.asarray(last_kept_word(rates)).astype(np.int64) + 1
+    want = np.maximum(np.floor(rates.astype(np.float64) * 2**32), 1)
+    np.testing.assert_array_equal(kept, want)
+    exact = rates >= 2.0**-9
+    np.testing.assert_array_equal(kept[exact] / 2**32, rates[exact].astype(float))
 
 
 def test_every_bit_is_fair():

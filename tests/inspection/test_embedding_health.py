@@ -21,6 +21,19 @@ def test_equals_the_definition():
     assert float(got["stuck_rows"]) == pytest.approx(rows, rel=1e-6)
 
 
+def test_only_all_entries_are_a_fraction_of_one():
+    """Though float32 tells no count of 2**25 from the next."""
+    table = jnp.full((2**25 + 1, 1), 9, jnp.bfloat16).at[7].set(0)
+    got = ot.embedding_health(table, 0.1)
+    assert 0.9999999 < float(got["stuck_entries"]) < 1
+    assert 0.9999999 < float(got["stuck_rows"]) < 1
+
+
+def test_half_of_a_row_is_not_more_than_half():
+    table = jnp.array([[9, 9, 0, 0], [9, 9, 9, 0], [9, 0, 0, 0]], jnp.float32)
+    assert float(ot.embedding_health(table, 0.1)["stuck_rows"]) == np.float32(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("table", "decay", "error", "message"),
     [

@@ -73,6 +73,17 @@ def test_a_short_average_without_bias_is_the_mean_of_its_parameters():
         np.testing.assert_allclose(average, np.mean(path[1 : t + 1], 0), atol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.999, 0.9999, 0.99999, 0.999999])
+def test_the_weights_are_summed_up_without_loss(decay):
+    """Added up in float32, they would stand still at 1 - 2**-25 / (1 - decay)."""
+    tx, one = ot.ema_params(decay, debias=True), jnp.ones(())
+    step = lambda state, _: (tx.update(one, state, one)[1], sum(state.weight))
+    _, sums = jax.lax.scan(step, tx.init(one), length=300_000)
+    share = np.float64(np.float32(1 - decay))
+    want = -np.expm1(np.arange(300_000) * np.log1p(-share))
+    np.testing.assert_allclose(sums, want, rtol=2e-7)
+
+
 def test_before_the_first_average_the_parameters_are_read():
     params = small_tree()
     for options in {}, {"debias": True}, {"every": 3, "debias": True}:
@@ -120,7 +131,8 @@ def test_the_state_holds_only_what_the_options_need():
     assert (state.step, state.weight) == (None, None)
     assert ot.ema_params(0.9, every=2).init(params).step.dtype == jnp.int32
     assert ot.ema_params(lambda step: 0.9).init(params).step is not None
-    assert ot.ema_params(0.9, debias=True).init(params).weight.shape == ()
+    weight = ot.ema_params(0.9, debias=True).init(params).weight
+    assert layout(weight) == layout((jnp.zeros(()), jnp.zeros(())))
 
 
 def test_a_schedule_counts_updates_also_where_few_are_averaged():
