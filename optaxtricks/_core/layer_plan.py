@@ -82,8 +82,10 @@ class LayerPlan:
         leaves = flatten(params)[0]
         run = self._init_all
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            # In its place from the start, and never whole on one device.
-            run = jax.jit(run, out_shardings=self._shardings(leaves))
+            # In its place from the start, and never whole on one device. Leaves that
+            # are not read still say which devices there are.
+            places = self._shardings(leaves)
+            run = jax.jit(run, out_shardings=places, keep_unused=True)
         return jax.tree.unflatten(self._state_layout, run(leaves))
 
     def update(
