@@ -67,7 +67,8 @@ def keep_entries(
         subnormal ones, where the device flushes these to zero in any addition).
       - Kept entries, and leaves under ``True``, pass bit for bit without ``rescale``.
       - An array that broadcasts acts as its ``np.broadcast_to`` copy, bit for bit.
-      - No communication on any sharding, and no temporary array.
+      - No communication on any sharding, and no temporary array, but a byte at most
+        for each entry of an array that broadcasts.
       - The state shares no buffer with ``mask``.
 
     Args:

@@ -286,9 +286,9 @@ def test_a_mesh_axis_of_one_device() -> None:
         assert_same(got, tx.update(grad, tx.init(grad))[0])
 
 
-def test_a_step_needs_no_temporary() -> None:
+def test_a_step_needs_no_more_than_the_mask_as_given() -> None:
     params = {"w": jnp.ones((8, 128, 256)), "e": jnp.ones((1001, 64))}
     mask = {"w": np.ones((8, 1, 1), bool), "e": np.ones((1001, 1), bool)}
-    with jax.numpy_dtype_promotion("standard"):
-        tx = ot.child_tuning_d(optax.adamw(1e-3), mask)
-        assert temp_bytes_of_step(tx, params, params) < 10_000
+    tx = ot.child_tuning_d(optax.sgd(0.1, momentum=0.5), mask)
+    # Twice, ahead of the optimizer and behind it, and a little alignment.
+    assert temp_bytes_of_step(tx, params, params) <= 2 * (8 + 1001) + 64
