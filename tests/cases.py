@@ -15,7 +15,7 @@ import optax
 
 import optaxtricks as ot
 
-from .problems import entry_mask, small_tree
+from .problems import entry_mask, row_mask, small_tree
 
 ALL_DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64")
 REAL_DTYPES = ALL_DTYPES[:-1]
@@ -137,9 +137,20 @@ CASES: dict[str, Case] = {
         ot.keep_entries,
         lambda params: {"mask": entry_mask(params), "rescale": True},
     ),
+    "keep_entries_broadcast": Case(
+        ot.keep_entries,
+        lambda params: {"mask": row_mask(params), "rescale": True},
+    ),
     "compact_entries": Case(
         ot.compact_entries,
         lambda params: {"inner": _inner(), "mask": entry_mask(params)},
+        elementwise=False,
+        exchange="leaves",
+        param_shaped=False,
+    ),
+    "compact_entries_broadcast": Case(
+        ot.compact_entries,
+        lambda params: {"inner": _inner(), "mask": row_mask(params)},
         elementwise=False,
         exchange="leaves",
         param_shaped=False,
@@ -155,6 +166,10 @@ CASES: dict[str, Case] = {
             "mask": entry_mask(params),
             "decay_frozen": True,
         },
+    ),
+    "child_tuning_d_broadcast": Case(
+        ot.child_tuning_d,
+        lambda params: {"inner": _inner(), "mask": row_mask(params)},
     ),
     "child_tuning_f": Case(
         ot.child_tuning_f,

@@ -50,6 +50,14 @@ def entry_mask(params: Any, seed: int = 5) -> Any:
     return jax.tree.map(some, params)
 
 
+def row_mask(params: Any, seed: int = 6) -> Any:
+    """A tree of bool arrays that keep whole rows of `params`: of each leaf the first
+    and some others at random. A leaf without rows has a mask of its shape."""
+    first = lambda shape: (*shape[:1], *[1] * len(shape[1:]))
+    kind = lambda leaf: jax.ShapeDtypeStruct(first(leaf.shape), bool)
+    return entry_mask(jax.tree.map(kind, params), seed)
+
+
 class Pair(NamedTuple):
     """A NamedTuple node."""
 

@@ -4,7 +4,6 @@ By path rather than by tree structure, as `nnx.Optimizer` passes Variables to `i
 and arrays to `update`, and a mask may come from either.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -15,7 +14,8 @@ import numpy as np
 from .paths import holes, leaves_with_paths, listing, nearest, table_of
 
 Entry: TypeAlias = bool | tuple[int, ...]
-"""What a mask says of a leaf: all of it, none of it, or a bool array of this shape."""
+"""What a mask says of a leaf: all of it, none of it, or a bool array of this shape,
+which is the leaf's or has axes of size 1 in it."""
 
 
 class EntryMask:
@@ -32,14 +32,16 @@ class EntryMask:
         """What the mask says of each leaf of `tree`, in leaf order.
 
         Raises:
-          ValueError: a leaf that the mask does not cover, or of another shape.
+          ValueError: a leaf that the mask does not cover, or to whose shape its array
+            does not broadcast.
         """
         found = []
         for path, leaf in leaves_with_paths(tree):
             entry, shape = self._find(path), jnp.shape(leaf)
-            if not isinstance(entry, bool) and entry != shape:
+            if not isinstance(entry, bool) and not _broadcasts(entry, shape):
                 raise ValueError(
-                    f"mask at {path!r}: expected shape {shape}, got {entry}."
+                    f"mask at {path!r}: expected shape {shape}, got {entry}"
+                    f"{_remedy(entry, shape)}."
                 )
             found.append(entry)
         return found
@@ -55,12 +57,6 @@ class EntryMask:
                 f"mask entries that match no parameter: {listing(idle)}. Paths: "
                 f"{listing(known + gaps)}."
             )
-
-    def without(self, paths: Iterable[str]) -> "EntryMask":
-        """The same mask with `False` at these paths."""
-        other = copy.copy(self)
-        other._table = {**self._table, **dict.fromkeys(paths, False)}
-        return other
 
     def _find(self, path: str) -> Entry:
         prefix = nearest(self._table, path, name="mask")
@@ -142,6 +138,21 @@ def _entry(path: str, value: Any) -> Entry:
             f"is {what}."
         )
     return value.shape
+
+
+def _broadcasts(entry: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array stands for one of another shape, axis by axis."""
+    pairs = zip(entry, shape, strict=False)
+    return len(entry) == len(shape) and all(n in (1, size) for n, size in pairs)
+
+
+def _remedy(entry: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What to do about an array that does not broadcast."""
+    if not entry:
+        return "; for all or nothing of a leaf give True or False"
+    if len(entry) < len(shape):
+        return "; write out its axes of size 1, as (n, 1) and (1, n) are not the same"
+    return "; only axes of size 1 broadcast"
 
 
 def _is_bool(value: Any) -> bool:

@@ -31,14 +31,15 @@ def child_tuning_d(
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
-      mask: which entries are trained, as :func:`keep_entries` takes it;
+      mask: which entries are trained, as :func:`keep_entries` takes it, so that bools
+        of shape ``(L, 1, 1)`` choose whole layers of a stack;
         :func:`top_fraction_mask` of :func:`fisher_information` is the method's own.
       rescale: divide kept gradients by the kept fraction. The published code does
         not. Adam is blind to it up to epsilon.
       decay_frozen: leave out the mask behind ``inner``.
 
     Returns:
-      A transformation; its state holds the mask, at one bit an entry.
+      A transformation; its state holds the mask, at one bit an entry of its arrays.
 
     Raises:
       ValueError, TypeError: as :func:`keep_entries`.

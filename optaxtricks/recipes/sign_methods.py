@@ -1,14 +1,15 @@
 """Lion and Tiger, complete, and either of them with Adam on the embeddings."""
 
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
+from .._core.leaf_kinds import kinds
 from .._core.paths import flatten
-from .._core.selectors import Selector, describe, matches
+from .._core.selectors import Selector, matches
 from ..transforms import (
     at_window_end,
     scale_by_lion,
@@ -103,6 +104,7 @@ def tiger(
     relative: bool = True,
     rms_floor: Any = 1e-3,
     embeddings: Selector | None = None,
+    vectors: Selector | None = None,
     scalar_factor: Any = 0.5,
     shrink: Any = 0.99,
     shrink_to_one: Selector | None = None,
@@ -112,12 +114,19 @@ def tiger(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Tiger: sign momentum with steps relative to each matrix's size.
 
-    Matrices (leaves with two axes or more) and vectors (all others) move by
+    Matrices and vectors move by
 
     .. math::
         \theta \leftarrow \theta - \eta \operatorname{RMS}(\theta)
         (\operatorname{sign}(m) + \lambda \theta), \qquad
         \theta \leftarrow \theta - \tfrac12 \eta \operatorname{sign}(m).
+
+    Vectors are the leaves with fewer than two axes, and those whose path ends in the
+    step ``bias``, ``scale``, ``beta``, ``gamma`` or ``offset``: attention in Flax has
+    biases of two axes. The published code goes by names alone, and by parts of them:
+    ``bias``, ``beta`` or ``gamma`` anywhere makes a vector, and one with ``gamma``
+    shrinks toward 1; else ``embeddings`` makes a table, scaled by row; all other
+    variables, of one axis too, are matrices.
 
     The chain is, in order: :func:`scale_by_tiger`; and, :func:`at_window_end`, for
     matrices ``optax.add_decayed_weights`` and :func:`scale_by_param_rms`, for vectors
@@ -143,8 +152,10 @@ def tiger(
       rms_floor: the least root mean square to reckon with, so that matrices
         initialised to zero move; 0 gives the published code, where they never do.
       embeddings: a selector of matrices to scale row by row, as the published code
-        does with embeddings. It lets rare rows drift to
-        :math:`\pm 1/\lambda` much faster: see :func:`lazy_rows`.
+        does with embeddings; vectors among them stay vectors. It lets rare rows drift
+        to :math:`\pm 1/\lambda` much faster: see :func:`lazy_rows`.
+      vectors: a selector of the vectors, in place of the names above. Leaves with
+        fewer than two axes are vectors whatever it says.
       scalar_factor: what vectors' rate is multiplied by.
       shrink: in ``(0, 1)``; ``None`` lets non-finite values through.
       shrink_to_one: a selector of leaves that shrink toward 1, such as the scales of
@@ -199,7 +210,7 @@ def tiger(
     step = optax.chain(
         optax.partition(
             {"matrix": matrices, "vector": optax.scale(scalar_factor)},
-            lambda tree: _by_rank(tree, embeddings),
+            partial(kinds, vectors=vectors, embeddings=embeddings),
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -209,18 +220,6 @@ def tiger(
     if shrink is None:
         return update_checks.with_params(complete, by="tiger")
     return shrink_nonfinite(complete, shrink=shrink, to_one=shrink_to_one)
-
-
-def _by_rank(tree: Any, embeddings: Selector | None) -> Any:
-    """The label of each leaf; that no matrix is among `embeddings` is an error."""
-    leaves, layout = flatten(tree)
-    labels = ["matrix" if jnp.ndim(x) > 1 else "vector" for x in leaves]
-    if embeddings is not None:
-        found = matches(tree, embeddings, name="embeddings")
-        kinds = {label for label, c in zip(labels, found, strict=True) if c}
-        if kinds == {"vector"}:
-            raise ValueError(f"embeddings {describe(embeddings)} choose no matrix.")
-    return jax.tree.unflatten(layout, labels)
 
 
 _METHODS = {"lion": lion, "tiger": tiger}

@@ -1,11 +1,10 @@
 """An optimizer whose state exists only for the entries that a mask keeps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._core import checks, update_checks
@@ -14,12 +13,15 @@ from .._core.entry_masks import (
     EntryMask,
     check_made_with,
     leafless,
-    mask_arrays,
     negative_zero,
     unboxed,
 )
+from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.paths import leaves_with_paths
 from .._core.shardings import replicated, typed_sharding
+
+# All of a leaf, nothing, or some entries.
+_Part: TypeAlias = bool | KeptEntries
 
 
 class CompactEntriesState(NamedTuple):
@@ -73,16 +75,16 @@ def compact_entries(
     Args:
       inner: an element-wise optimizer; extra arguments are forwarded to it as they
         are.
-      mask: as :func:`keep_entries` takes it, but never traced, as it decides on
-        shapes. Leaves under ``True`` reach ``inner`` whole, leaves under ``False``
-        not at all.
+      mask: as :func:`keep_entries` takes it, such as bools of shape ``(L, 1, 1)`` for
+        whole layers, but never traced, as it decides on shapes. Leaves under ``True``
+        reach ``inner`` whole, leaves under ``False`` not at all.
 
     Returns:
       A transformation whose state is a :class:`CompactEntriesState`.
 
     Raises:
-      ValueError: as :func:`keep_entries`, and for a mask array of :math:`2^{31}`
-        entries or more.
+      ValueError: as :func:`keep_entries`, and for a leaf of :math:`2^{31}` entries or
+        more under a mask array.
       TypeError: as :func:`keep_entries`, and for a traced mask.
 
     Examples:
@@ -104,21 +106,29 @@ def compact_entries(
     """
     checks.optimizer(inner=inner)
     inner = optax.with_extra_args_support(inner)
-    given = EntryMask(mask)
-    found = {path: _positions(path, m) for path, m in mask_arrays(mask).items()}
-    positions = {path: at for path, at in found.items() if at.size}
-    # Nothing kept is no state: Orbax refuses to save arrays of size zero.
-    layout = given.without(found.keys() - positions.keys())
-    del mask, found
+    layout = EntryMask(mask)
+    kept = kept_entries(mask)
+    del mask
+
+    def parts_of(tree: Any) -> list[_Part]:
+        found = zip(leaves_with_paths(tree), layout.entries(tree), strict=True)
+        return [
+            entry if isinstance(entry, bool) else _part(kept[path], leaf)
+            for (path, leaf), entry in found
+        ]
 
     def init(params: optax.Params) -> CompactEntriesState:
         checks.inexact_leaves(params, by="compact_entries")
-        given.check(params)
+        layout.check(params)
         if leafless(params):
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
-        paths = [path for path, _ in leaves_with_paths(params)]
-        indices = tuple(jnp.array(positions[p]) for p in paths if p in positions)
-        compact = _gathered(params, layout, indices)
+        parts = parts_of(params)
+        indices = tuple(
+            jnp.array(part.within(leaf))
+            for part, leaf in zip(parts, jax.tree.leaves(params), strict=True)
+            if not isinstance(part, bool)
+        )
+        compact = _gathered(params, parts, indices)
         return CompactEntriesState(indices=indices, inner=inner.init(compact))
 
     def update(
@@ -129,57 +139,51 @@ def compact_entries(
     ) -> tuple[optax.Updates, CompactEntriesState]:
         update_checks.state_of(CompactEntriesState, state, by="compact_entries")
         checks.inexact_leaves(updates, by="compact_entries")
-        paths = [path for path, _ in leaves_with_paths(updates)]
-        sizes = [positions[path].shape for path in paths if path in positions]
+        parts = parts_of(updates)
+        sizes = [
+            (part.count(leaf),)
+            for part, leaf in zip(parts, jax.tree.leaves(updates), strict=True)
+            if not isinstance(part, bool)
+        ]
         check_made_with(state.indices, sizes, by="compact_entries")
         indices = tuple(state.indices) if sizes else ()
-        seen = None if params is None else _gathered(params, layout, indices)
-        compact = _gathered(updates, layout, indices)
+        seen = None if params is None else _gathered(params, parts_of(params), indices)
+        compact = _gathered(updates, parts, indices)
         proposed, after = inner.update(compact, state.inner, seen, **extra_args)
-        out = _scattered(proposed, updates, layout, indices)
+        out = _scattered(proposed, updates, parts, indices)
         return out, CompactEntriesState(indices=state.indices, inner=after)
 
     return transformation(init, update)
 
 
-def _positions(path: str, mask: Any) -> np.ndarray:
-    if isinstance(mask, jax.core.Tracer):
-        raise TypeError(
-            f"mask must be concrete, as it decides how large the state is, but its "
-            f"leaf at {path!r} is traced."
-        )
-    if mask.size >= 2**31:
-        raise ValueError(
-            f"mask at {path!r} has {mask.size} entries, more than int32 indices reach; "
-            "split the leaf or use keep_entries."
-        )
-    return np.flatnonzero(np.asarray(mask)).astype(np.int32)
+def _part(kept: KeptEntries, leaf: Any) -> _Part:
+    # Nothing kept is no state: Orbax refuses to save arrays of size zero.
+    return kept if kept.count(leaf) else False
 
 
-def _gathered(tree: Any, layout: EntryMask, indices: Sequence[jax.Array]) -> Any:
+def _gathered(tree: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]) -> Any:
     """The tree that `inner` sees: vectors of kept entries, whole leaves, holes."""
-    entries, plain = layout.entries(tree), unboxed(tree)
-    leaves, structure = jax.tree.flatten(plain)
+    leaves, structure = jax.tree.flatten(unboxed(tree))
     left = iter(indices)
     seen = [
-        (leaf if entry else optax.MaskedNode())
-        if isinstance(entry, bool)
+        (leaf if part else optax.MaskedNode())
+        if isinstance(part, bool)
         else _gather(jnp.asarray(leaf), next(left))
-        for leaf, entry in zip(leaves, entries, strict=True)
+        for leaf, part in zip(leaves, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, seen)
 
 
 def _scattered(
-    proposed: Any, like: Any, layout: EntryMask, indices: Sequence[jax.Array]
+    proposed: Any, like: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]
 ) -> Any:
     leaves, structure = jax.tree.flatten(like)
     vectors, left = iter(jax.tree.leaves(proposed)), iter(indices)
     out = []
-    for leaf, entry in zip(leaves, layout.entries(like), strict=True):
-        if entry is False:
+    for leaf, part in zip(leaves, parts, strict=True):
+        if part is False:
             out.append(jnp.full_like(leaf, negative_zero(leaf)))
-        elif entry is True:
+        elif part is True:
             out.append(next(vectors))
         else:
             out.append(_scatter(next(vectors), jnp.asarray(leaf), next(left)))

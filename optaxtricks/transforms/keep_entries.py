@@ -1,6 +1,7 @@
 """A fixed mask of entries: what it does not keep never moves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 
 from .._core import checks, update_checks
-from .._core.bit_packing import pack, packed_shape, placed_like, unpack
+from .._core.bit_packing import PackedMask, packed_shape, unpack
 from .._core.build import transformation
 from .._core.entry_masks import (
     EntryMask,
@@ -26,8 +27,9 @@ class KeepEntriesState(NamedTuple):
     """State of :func:`keep_entries`.
 
     Attributes:
-      bits: for each leaf with a mask array, in leaf order, the mask as uint8, eight
-        entries to a byte along one axis.
+      bits: for each leaf with a mask array, in leaf order, the array as uint8, eight
+        entries to a byte along one axis; one that broadcasts, without its last axes
+        of size 1.
       factor: scalar, one over the fraction of entries kept over those leaves;
         ``None`` without ``rescale``.
     """
@@ -45,20 +47,28 @@ def keep_entries(
         u_i \leftarrow M_i u_i \qquad \text{or, with rescale,} \qquad
         u_i \leftarrow M_i u_i / \bar M,
 
-    where :math:`\bar M` is the kept fraction of all entries under mask arrays. Ahead
-    of an optimizer it masks gradients, and weight decay still moves every entry;
-    behind it, complete updates. :func:`child_tuning_d` does both.
+    where :math:`\bar M` is the kept fraction of all entries of leaves under mask
+    arrays. Ahead of an optimizer it masks gradients, and weight decay still moves
+    every entry; behind it, complete updates. :func:`child_tuning_d` does both.
+
+    A mask array has its leaf's shape, or size 1 in place of some of its sizes: of a
+    stack of ``L`` layers, bools of shape ``(L, 1, 1)`` keep whole layers, and of a
+    table ``(n, 1)`` whole rows. It has an axis for each of the leaf's, as whether
+    ``(n,)`` means rows or columns would be a guess.
 
     The mask lies in the state, so a checkpoint brings its own mask back: to resume,
-    build the chain with any mask that has arrays at the same leaves. In the state it
-    takes one bit an entry, unpacked in the optimizer's own loop.
+    build the chain with any mask that has arrays of the same shapes at the same
+    leaves. In the state it takes one bit for each entry of the array, unpacked in the
+    optimizer's own loop: layers cost ``ceil(L / 8)`` bytes.
 
     Guarantees:
       - Entries that are not kept get -0.0, also where the update is NaN. That is the
         one value whose addition leaves every float as it is, bit for bit (but for
         subnormal ones, where the device flushes these to zero in any addition).
       - Kept entries, and leaves under ``True``, pass bit for bit without ``rescale``.
-      - No communication on any sharding, and no temporary array.
+      - An array that broadcasts acts as its ``np.broadcast_to`` copy, bit for bit.
+      - No communication on any sharding, and no temporary array, but a byte at most
+        for each entry of an array that broadcasts.
       - The state shares no buffer with ``mask``.
 
     Args:
@@ -74,8 +84,8 @@ def keep_entries(
 
     Raises:
       ValueError: ``mask`` is empty; ``rescale`` while no entry is kept; from
-        ``init``, a leaf that the mask does not cover, another shape, or a mask entry
-        without parameters.
+        ``init``, a leaf that the mask does not cover, a shape that does not
+        broadcast, or a mask entry without parameters.
       TypeError: ``mask`` holds anything but bools and bool arrays; from ``init``, an
         integer leaf.
 
@@ -87,6 +97,11 @@ def keep_entries(
       >>> kept, _ = tx.update(grads, tx.init(grads))
       >>> kept["w"].tolist(), kept["b"].tolist()
       ([3.0, -0.0], [-0.0])
+      >>> layers = jnp.array([True, False]).reshape(2, 1, 1)
+      >>> tx, grads = ot.keep_entries(layers), jnp.ones((2, 3, 4))
+      >>> state = tx.init(grads)
+      >>> tx.update(grads, state)[0].sum((1, 2)).tolist(), state.bits[0].tolist()
+      ([12.0, 0.0], [1])
 
     References:
       Xu et al., 2021, `Raise a Child in Large Language Model
@@ -98,20 +113,20 @@ def keep_entries(
     checks.flag(rescale=rescale)
     layout = EntryMask(mask)
     arrays = mask_arrays(mask)
-    scale = _one_over_kept_fraction(arrays) if rescale else None
-    packed = {path: pack(array) for path, array in arrays.items()}
+    counts = _kept_counts(arrays) if rescale else {}
+    packed = {path: PackedMask(array) for path, array in arrays.items()}
     del arrays, mask
 
     def init(params: optax.Params) -> KeepEntriesState:
         checks.inexact_leaves(params, by="keep_entries")
         layout.check(params)
-        # The widest float there is: a rounded factor would show in float64 updates.
-        wide = jnp.result_type(float)
-        found = leaves_with_paths(params)
-        bits = [placed_like(packed[p], leaf) for p, leaf in found if p in packed]
+        masked = [(p, x) for p, x in leaves_with_paths(params) if p in packed]
+        bits = [packed[path].placed_like(leaf) for path, leaf in masked]
+        factor = _one_over_kept_fraction(counts, masked) if rescale else None
         return KeepEntriesState(
             bits=jnp.zeros((), jnp.uint8) if leafless(params) else tuple(bits),
-            factor=None if scale is None else jnp.asarray(scale, wide),
+            # The widest float: a rounded factor would show in float64 updates.
+            factor=jnp.asarray(factor, jnp.result_type(float)) if rescale else None,
         )
 
     def update(
@@ -125,14 +140,19 @@ def keep_entries(
         checks.inexact_leaves(updates, by="keep_entries")
         leaves, structure = jax.tree.flatten(updates)
         entries = layout.entries(updates)
-        masked = [entry for entry in entries if not isinstance(entry, bool)]
-        check_made_with(state.bits, map(packed_shape, masked), by="keep_entries")
-        left = iter(state.bits if masked else ())
+        pairs = list(zip(leaves, entries, strict=True))
+        shapes = [
+            packed_shape(entry, jnp.shape(leaf))
+            for leaf, entry in pairs
+            if not isinstance(entry, bool)
+        ]
+        check_made_with(state.bits, shapes, by="keep_entries")
+        left = iter(state.bits if shapes else ())
         out = [
             _whole(leaf, entry)
             if isinstance(entry, bool)
-            else _masked(leaf, next(left), state.factor)
-            for leaf, entry in zip(leaves, entries, strict=True)
+            else _masked(leaf, next(left), state.factor, shape=entry)
+            for leaf, entry in pairs
         ]
         return jax.tree.unflatten(structure, out), state
 
@@ -144,18 +164,33 @@ def _whole(update: jax.Array, kept: bool) -> jax.Array:
 
 
 # Jitted, so that leaves of one shape share one trace.
-@jax.jit
-def _masked(update: jax.Array, bits: jax.Array, factor: jax.Array | None) -> jax.Array:
+@partial(jax.jit, static_argnames="shape")
+def _masked(
+    update: jax.Array,
+    bits: jax.Array,
+    factor: jax.Array | None,
+    *,
+    shape: tuple[int, ...],
+) -> jax.Array:
     # A product: XLA may turn a division into one, and jit would differ from eager.
     kept = update if factor is None else scaled(update, factor)
-    return jnp.where(unpack(bits, update), kept, negative_zero(update))
+    return jnp.where(unpack(bits, shape, update), kept, negative_zero(update))
 
 
-def _one_over_kept_fraction(arrays: Mapping[str, Any]) -> float:
+def _kept_counts(arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """How many entries each mask array keeps, and how many it has."""
     if any(isinstance(array, jax.core.Tracer) for array in arrays.values()):
         raise TypeError("rescale=True needs a concrete mask, but it is traced.")
-    kept = sum(int(np.count_nonzero(array)) for array in arrays.values())
-    total = sum(array.size for array in arrays.values())
-    if not kept:
+    counts = {p: (int(np.count_nonzero(x)), x.size) for p, x in arrays.items()}
+    if not any(kept for kept, _ in counts.values()):
         raise ValueError("rescale=True needs a mask array that keeps some entry.")
-    return total / kept
+    return counts
+
+
+def _one_over_kept_fraction(
+    counts: Mapping[str, tuple[int, int]], masked: Sequence[tuple[str, Any]]
+) -> float:
+    """Of all entries of the leaves under mask arrays."""
+    sizes = [(jnp.size(leaf), *counts[path]) for path, leaf in masked]
+    kept = sum(size // max(of, 1) * count for size, count, of in sizes)
+    return sum(size for size, _, _ in sizes) / kept if kept else 1.0

@@ -88,6 +88,7 @@ FACTORIES: dict[str, Entry] = {
             Row("shrink", ["1", True, [0.5]], TypeError, f"shrink {NUMBER}"),
             Row("shrink", ENDS, ValueError, rf"shrink must lie in {OPEN}"),
             *selector("embeddings"),
+            *selector("vectors"),
             *selector("shrink_to_one", "to_one"),
             Row("embeddings", ["^b$"], ValueError, r"'\^b\$' choose no matrix"),
         ],

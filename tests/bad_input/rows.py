@@ -133,7 +133,19 @@ MASK = [
         "mask",
         [{**mask(), "emb": np.ones((2, 4), bool)}],
         ValueError,
-        r"mask at 'emb': expected shape \(4, 2\), got \(2, 4\)",
+        r"mask at 'emb': expected shape \(4, 2\), got \(2, 4\); only axes of size 1",
+    ),
+    Row(
+        "mask",
+        [{**mask(), "emb": np.ones(n, bool)} for n in (1, 2, 4)],
+        ValueError,
+        r"expected shape \(4, 2\), got \(\d,\); write out its axes of size 1",
+    ),
+    Row(
+        "mask",
+        [{**mask(), "emb": np.ones((), bool)}],
+        ValueError,
+        r"got \(\); for all or nothing of a leaf give True or False",
     ),
 ]
 INNER = Row("inner", NOT_INNER, TypeError, "inner must be an optax.Gradient")

@@ -37,7 +37,7 @@ def test_packing_round_trip(shape):
     packed = pack(mask)
     np.testing.assert_array_equal(packed, pack(jnp.asarray(mask)))
     assert packed.dtype == np.uint8 and packed.size <= max(1, mask.size)
-    got = unpack(jnp.asarray(packed), jnp.zeros(shape))
+    got = unpack(jnp.asarray(packed), shape, jnp.zeros(shape))
     np.testing.assert_array_equal(got, mask)
 
 
