@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layers import layer_number
+from .layers import layer_seen
 from .paths import listing
 from .positions import index_along
 
@@ -79,12 +79,12 @@ def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
 
 
 def _of_layer(words: jax.Array, path: str) -> jax.Array:
-    number = layer_number(path)
-    if number is None:
+    layer = layer_seen(path)
+    if layer is None:
         return words
     # Of layer 0 too: the words of a leaf that is no stack are none of a stack's.
-    layer = number.astype(jnp.uint32).reshape(1)
-    return jnp.concatenate(_absorb(words[:1], words[1:], layer))
+    number = layer.number.astype(jnp.uint32).reshape(1)
+    return jnp.concatenate(_absorb(words[:1], words[1:], number))
 
 
 def step_words(step: Any) -> jax.Array:

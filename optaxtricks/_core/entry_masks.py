@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .layers import layer_seen
 from .paths import holes, leaves_with_paths, listing, nearest, table_of
 
 Entry: TypeAlias = bool | tuple[int, ...]
@@ -41,7 +42,7 @@ class EntryMask:
             if not isinstance(entry, bool) and not _broadcasts(entry, shape):
                 raise ValueError(
                     f"mask at {path!r}: expected shape {shape}, got {entry}"
-                    f"{_remedy(entry, shape)}."
+                    f"{_remedy(path, entry, shape)}."
                 )
             found.append(entry)
         return found
@@ -146,8 +147,10 @@ def _broadcasts(entry: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(entry) == len(shape) and all(n in (1, size) for n, size in pairs)
 
 
-def _remedy(entry: tuple[int, ...], shape: tuple[int, ...]) -> str:
+def _remedy(path: str, entry: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """What to do about an array that does not broadcast."""
+    if len(entry) > len(shape) and layer_seen(path) is not None:
+        return ", as per_layer shows one layer; a mask of all goes outside of it"
     if not entry:
         return "; for all or nothing of a leaf give True or False"
     if len(entry) < len(shape):

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .layer_batching import Group, LayerBatching, Place, Value
 from .layer_flow import OUTSIDE, LayerFlow
-from .layers import numbered
+from .layers import Layer, one_layer_seen
 from .paths import OneLeaf, flatten, leaves_with_paths
 from .shardings import typed_sharding
 from .state_parts import owners
@@ -45,13 +45,12 @@ class LayerPlan:
         leaves, self._layout = flatten(params)
         self._paths = [path for path, _ in leaves_with_paths(params)]
         groups, self._places = _grouped(leaves, axes)
-        self._layers = LayerBatching(groups)
+        self._groups, self._layers = groups, LayerBatching(groups)
         self._numbers = [Place(group, 0) for group in range(len(groups))]
         one = [value.one() for value in map(Value, leaves, self._places)]
         numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * len(groups)
         trace = jax.make_jaxpr(self._init_one, return_shape=True)
         self._first, state = trace(numbers, one)
-        self._groups = groups
         parts, self._state_layout = jax.tree.flatten(state)
         flow = LayerFlow(
             self._paths,
@@ -60,9 +59,9 @@ class LayerPlan:
             self._step(one, parts),
         )
         flow.check(leaves_with_paths(state))
-        numbered_ = {path: number for number, path in enumerate(self._paths)}
+        numbers_of = {path: number for number, path in enumerate(self._paths)}
         belongs = owners(inner, state, jax.tree.unflatten(self._layout, one))
-        homes = [numbered_.get(owner) for owner in belongs]
+        homes = [numbers_of.get(owner) for owner in belongs]
         self._state: Places = [
             _place_of_part(part, group, None if home is None else self._places[home])
             for part, group, home in zip(parts, flow.groups(), homes, strict=True)
@@ -165,8 +164,12 @@ class LayerPlan:
         return [x.sharding if x is not None and x.committed else None for x in known]
 
     def _init_one(self, numbers: list[Any], leaves: list[Any]) -> Any:
-        stacked = zip(self._paths, self._places, strict=True)
-        with numbered({path: numbers[at.group] for path, at in stacked if at}):
+        seen = {
+            path: Layer(numbers[at.group], self._groups[at.group].size)
+            for path, at in zip(self._paths, self._places, strict=True)
+            if at is not None
+        }
+        with one_layer_seen(seen):
             return self._inner.init(jax.tree.unflatten(self._layout, leaves))
 
     def _step(self, one: list[Any], parts: list[Any]) -> Any:

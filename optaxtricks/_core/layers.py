@@ -6,7 +6,7 @@ A leaf is one tensor, unless it is a stack: then each index of its layer axis is
 import contextlib
 import contextvars
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import numpy as np
@@ -19,28 +19,41 @@ Stacked: TypeAlias = Selector | Mapping[str, int]
 the first pattern that is found in a path deciding."""
 
 
-_numbers: contextvars.ContextVar[Mapping[str, jax.Array] | None] = (
-    contextvars.ContextVar("layer_numbers", default=None)
+class Layer(NamedTuple):
+    """A layer of a stack that is seen by itself: its number, and of how many."""
+
+    number: jax.Array
+    count: int
+
+
+_seen: contextvars.ContextVar[Mapping[str, Layer] | None] = contextvars.ContextVar(
+    "layers_seen", default=None
 )
 
 
 @contextlib.contextmanager
-def numbered(numbers: Mapping[str, jax.Array]) -> Iterator[None]:
-    """Says, for the paths of leaves of which one layer is seen at a time, which one.
+def one_layer_seen(layers: Mapping[str, Layer]) -> Iterator[None]:
+    """Says of which leaves, by path, one layer is seen at a time, and which one.
 
     What `init` derives from a path alone, random words above all, would otherwise come
     out alike for all layers.
     """
-    token = _numbers.set(numbers)
+    token = _seen.set(layers)
     try:
         yield
     finally:
-        _numbers.reset(token)
+        _seen.reset(token)
 
 
-def layer_number(path: str) -> jax.Array | None:
-    """The number of the layer that is seen at a path; None for a whole leaf."""
-    return (_numbers.get() or {}).get(path)
+def layer_seen(path: str) -> Layer | None:
+    """The layer that is seen at a path; None for a whole leaf."""
+    return (_seen.get() or {}).get(path)
+
+
+def layer_count(path: str) -> int:
+    """How many tensors the one that is seen at a path stands for."""
+    layer = layer_seen(path)
+    return 1 if layer is None else layer.count
 
 
 def layer_axes(

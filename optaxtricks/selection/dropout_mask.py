@@ -16,7 +16,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
-from .._core.layers import Stacked, layer_axes, numbered
+from .._core.layers import Layer, Stacked, layer_axes, one_layer_seen
 from .._core.paths import leaves_with_paths, listing
 from .._core.schedules import at_step
 from .._core.shardings import typed_sharding
@@ -101,7 +101,7 @@ def dropout_mask(
         shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
 
         def layer(number: jax.Array) -> jax.Array:
-            with numbered({path: number}):
+            with one_layer_seen({path: Layer(number, leaf.shape[axis])}):
                 (word,) = leaf_words(key, [path])
             like = jax.ShapeDtypeStruct(shape, bool)
             return _kept(like, seed(word), last, granularity)

@@ -19,6 +19,7 @@ from .._core.entry_masks import (
     mask_arrays,
     negative_zero,
 )
+from .._core.layers import layer_count
 from .._core.paths import leaves_with_paths
 from .._core.scaling import scaled
 
@@ -190,7 +191,9 @@ def _kept_counts(arrays: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def _one_over_kept_fraction(
     counts: Mapping[str, tuple[int, int]], masked: Sequence[tuple[str, Any]]
 ) -> float:
-    """Of all entries of the leaves under mask arrays."""
-    sizes = [(jnp.size(leaf), *counts[path]) for path, leaf in masked]
+    """Of all entries of the leaves under mask arrays; a layer counts for its stack."""
+    sizes = [
+        (jnp.size(leaf) * layer_count(path), *counts[path]) for path, leaf in masked
+    ]
     kept = sum(size // max(of, 1) * count for size, count, of in sizes)
     return sum(size for size, _, _ in sizes) / kept if kept else 1.0

@@ -56,7 +56,8 @@ def share_words(monkeypatch: pytest.MonkeyPatch) -> None:
         if number is None:
             return usual(key, [path])
         whole = path.replace(number[0], "layers/")
-        with layers.numbered({whole: jnp.int32(int(number[1]))}):
+        layer = layers.Layer(jnp.int32(int(number[1])), LAYERS)
+        with layers.one_layer_seen({whole: layer}):
             return usual(key, [whole])
 
     words = lambda key, paths: sum((word(key, path) for path in paths), ())

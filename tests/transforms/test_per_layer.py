@@ -212,6 +212,12 @@ REFUSED = {
         "draws random numbers from its state at 'rng_key', which would be the same in "
         "every layer of 'layers/b'",
     ),
+    "mask": (
+        lambda: ot.keep_entries(
+            {"emb": True, "layers": {"b": jnp.ones((3, 2), bool), "w": True}}
+        ),
+        "per_layer shows one layer; a mask of all goes outside of it",
+    ),
     "lengths": (
         lambda: ot.monitor_groups("all"),
         "keeps a number over stacks of different lengths together",
