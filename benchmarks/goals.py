@@ -197,4 +197,29 @@ GOALS = (
         cell("monitor_groups, adamw", "ratio to bare"),
         1.35,
     ),
+    *(
+        Goal(
+            f"layers {name}",
+            f"per_layer({name}) / {name} on 12 stacked layers",
+            "bench_layers",
+            cell(f"{name}, per_layer, axis 0", "ratio to bare"),
+            1.05,
+        )
+        for name in ("tiger", "lion", "adamw", "dropout + adamw")
+    ),
+    Goal(
+        "layers memory",
+        "temporary arrays of per_layer(dropout + adamw), layers on axis 1",
+        "bench_layers",
+        cell("dropout + adamw, per_layer, axis 1", "temp MB"),
+        1.0,
+        "MB",
+    ),
+    Goal(
+        "layers compile",
+        "compile per_layer(tiger), 96 layers / 12",
+        "bench_layers",
+        ratio("compile per_layer(tiger), 96", "compile per_layer(tiger), 12", "s"),
+        1.25,
+    ),
 )

@@ -117,6 +117,16 @@ def transformer_shapes(
     return shapes
 
 
+def stacked_shapes(*, layers: int, width: int, axis: int) -> dict[str, tuple[int, ...]]:
+    """Its layers' shapes with all layers in one leaf, counted on an axis."""
+    one = transformer_shapes(layers=1, width=width, vocabulary=1)
+    return {
+        path.replace("layer/0/", "layers/"): (*shape[:axis], layers, *shape[axis:])
+        for path, shape in one.items()
+        if path.startswith("layer/")
+    }
+
+
 SIZES = {
     "tiny": transformer_shapes(layers=1, width=32, vocabulary=128),
     "full": transformer_shapes(layers=6, width=768, vocabulary=32000),
