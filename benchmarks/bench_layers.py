@@ -28,9 +28,7 @@ MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def taken_apart(
-    inner: optax.GradientTransformation, axis: int
-) -> optax.GradientTransformation:
+def taken_apart(inner: Any, axis: int) -> optax.GradientTransformation:
     """Layers as leaves of their own, as one would write it by hand."""
 
     def apart(tree: Any) -> Any:
@@ -40,7 +38,6 @@ def taken_apart(
         }
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        out: Any
         out, state = inner.update(apart(updates), state, apart(params))
         return {path: jnp.stack(layers, axis) for path, layers in out.items()}, state
 

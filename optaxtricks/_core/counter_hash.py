@@ -80,11 +80,15 @@ def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
 
 def _of_layer(words: jax.Array, path: str) -> jax.Array:
     layer = layer_seen(path)
-    if layer is None:
-        return words
-    # Of layer 0 too: the words of a leaf that is no stack are none of a stack's.
-    number = layer.number.astype(jnp.uint32).reshape(1)
-    return jnp.concatenate(_absorb(words[:1], words[1:], number))
+    return words if layer is None else _numbered(words, layer.number)
+
+
+# Jitted, so that all leaves share one trace.
+@jax.jit
+def _numbered(words: jax.Array, number: jax.Array) -> jax.Array:
+    # For layer 0 too: the words of a leaf that is no stack are none of a stack's.
+    word = number.astype(jnp.uint32).reshape(1)
+    return jnp.concatenate(_absorb(words[:1], words[1:], word))
 
 
 def step_words(step: Any) -> jax.Array:

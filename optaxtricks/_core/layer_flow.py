@@ -62,16 +62,22 @@ class LayerFlow:
     def check(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Rejects an inner transformation that means another thing layer by layer."""
         self._check_keys(parts)
+        everything = ((1 << len(self._paths)) - 1) << self._count
         for number, marks in enumerate(self._updates):
-            others = [i for i in range(len(self._paths)) if marks & self._tensor(i)]
-            for other in others:
-                stacks = {self._groups[number], self._groups[other]} - {None}
-                if other != number and stacks:
-                    raise ValueError(
-                        f"inner takes tensors together: its update at "
-                        f"{self._paths[number]!r} depends on {self._paths[other]!r}, "
-                        f"and one of them is a stack, or both are. {OUTSIDE}"
-                    )
+            if not (found := marks & everything & ~self._tensor(number)):
+                continue
+            others = [i for i in range(len(self._paths)) if found & self._tensor(i)]
+            mixed = [
+                self._paths[i]
+                for i in others
+                if {self._groups[number], self._groups[i]} != {None}
+            ]
+            if mixed:
+                raise ValueError(
+                    f"inner takes tensors together: its update at "
+                    f"{self._paths[number]!r} depends on {mixed[0]!r}, and one of them "
+                    f"is a stack, or both are. {OUTSIDE}"
+                )
 
     def _check_keys(self, parts: Sequence[tuple[str, Any]]) -> None:
         shared = [
