@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .counter_hash import index_axes
 from .positions import index_along
-from .shardings import typed_sharding
+from .shardings import along
 
 # Bits of the answer that one pass decides. One reading of the scores serves all
 # 2**3 - 1 candidates, and reading is what a pass costs; with a fourth bit the
@@ -153,20 +153,11 @@ def _each_layer(pass_: Any, axis: int, out_axis: int, static: Any, out: Any) -> 
 
     def run(leaf: jax.Array, *words: jax.Array) -> jax.Array:
         one = lambda layer, *words: pass_(layer, *words, *static)
-        own = [_along(leaf, axis, word) for word in words]
+        own = [along(leaf, axis, word) for word in words]
         in_axes = (axis, *[-1] * len(own))
         return jax.vmap(one, in_axes=in_axes, out_axes=out_axis)(leaf, *own)
 
     return jax.jit(run, out_shardings=out)
-
-
-def _along(leaf: jax.Array, axis: int, word: jax.Array) -> jax.Array:
-    """Words whose last axis is sharded as the layer axis, with which it is mapped."""
-    sharding = typed_sharding(leaf)
-    if sharding is None:
-        return word
-    spec = PartitionSpec(*[None] * (word.ndim - 1), sharding.spec[axis])
-    return jax.sharding.reshard(word, NamedSharding(sharding.mesh, spec))
 
 
 def _layer_shape(leaf: jax.Array, axis: int | None) -> tuple[int, ...]:
