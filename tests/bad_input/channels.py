@@ -60,6 +60,7 @@ CHANNELS: dict[str, Entry] = {
             Row("clip_norm", [1.0], ValueError, "clip_norm needs per='batch'"),
             Row("clip_norm", [0.0, -1.0, NAN, INF], ValueError, "clip_norm must be"),
             Row("clip_norm", ["1", True, [1.0]], TypeError, f"clip_norm {NUMBER}"),
+            Row("stacked", ["w", {"w": 0}], ValueError, "stacked needs clip_norm"),
             Row("where", ["nothing"], ValueError, "where 'nothing' matches no leaf"),
             Row("where", [3, 1.5, {"w": "yes"}], TypeError, "where must be a pattern"),
             Row("microbatch_size", [0, -2], ValueError, "microbatch_size must be at"),
