@@ -49,11 +49,12 @@ def powers(grads: Leaves, power: int) -> Leaves:
     return [measure(x.astype(jnp.float32)) for x in grads]
 
 
-def clipped(grad: jax.Array, limit: float | None) -> jax.Array:
-    """A leaf scaled down to the norm `limit`, as torch does it."""
+def clipped(grad: jax.Array, limit: float | None, layer: int | None) -> jax.Array:
+    """A leaf, or each layer along an axis, scaled down to a norm as torch does it."""
     if limit is None:
         return grad
-    norm = jnp.sqrt(jnp.square(grad).sum())
+    axes = tuple(i for i in range(grad.ndim) if i != layer)
+    norm = jnp.sqrt(jnp.square(grad).sum(axis=axes, keepdims=True))
     return grad * jnp.minimum(1, limit / (norm + _CLIP_FLOOR))
 
 

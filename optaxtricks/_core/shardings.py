@@ -1,5 +1,6 @@
 """Shardings that belong to the type of an array."""
 
+import functools
 from typing import Any
 
 import jax
@@ -33,7 +34,17 @@ def whole_rows(x: Any) -> Any:
     return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
-def taken(x: Any, indices: np.ndarray, axis: int) -> Any:
+def along(x: Any, axis: int, words: Any) -> Any:
+    """Words whose last axis is sharded as one of `x`, over which both are mapped."""
+    sharding = typed_sharding(x)
+    if sharding is None:
+        return words
+    spec = jax.sharding.PartitionSpec(*[None] * (words.ndim - 1), sharding.spec[axis])
+    there = jax.sharding.NamedSharding(sharding.mesh, spec)
+    return jax.sharding.reshard(words, there)
+
+
+def taken(x: Any, indices: Any, axis: int) -> Any:
     """Entries of `x`, of NumPy or JAX, along an axis that ends up on all devices."""
     if isinstance(x, np.ndarray):
         return x.take(indices, axis=axis)
@@ -43,3 +54,20 @@ def taken(x: Any, indices: np.ndarray, axis: int) -> Any:
     names = [None if i == axis else name for i, name in enumerate(sharding.spec)]
     out = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*names))
     return x.at[(slice(None),) * axis + (indices,)].get(out_sharding=out, mode="clip")
+
+
+def taken_by_layer(x: Any, indices: np.ndarray, axis: int, layer: int) -> Any:
+    """As `taken` in each layer of a stack: by a row of indices, on a layer's axis."""
+    if isinstance(x, np.ndarray):
+        axis += axis >= layer
+        others = tuple(i for i in range(x.ndim) if i not in (axis, layer))
+        table = np.expand_dims(indices if layer < axis else indices.T, others)
+        return np.take_along_axis(x, table, axis)
+    return _mapped_over_layers(x, indices.T, axis, layer)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _mapped_over_layers(x: jax.Array, rows: jax.Array, axis: int, layer: int) -> Any:
+    one = lambda part, row: taken(part, row, axis)
+    own = along(x, layer, rows)
+    return jax.vmap(one, in_axes=(layer, -1), out_axes=layer)(x, own)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,17 @@ import numpy as np
 
 NAME = "taps.json"
 LOCK = "taps.lock"
-_FORMAT = "optaxtricks taps 1"
+_FORMATS = ("optaxtricks taps 1", "optaxtricks taps 2")
+"""Without and with a tap that has its examples on another axis than the first."""
 
 
 class Spec(NamedTuple):
-    """One tap of one example."""
+    """One tap of one example, and the axis on which the backbone gives examples."""
 
     path: str
     dtype: str
     shape: tuple[int, ...]
+    axis: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -79,8 +82,15 @@ class Manifest:
 
 def save(manifest: Manifest, folder: Path) -> None:
     """Replaces the manifest in one step: a reader sees the old or the new one."""
-    body = json.dumps(dataclasses.asdict(manifest), sort_keys=True)
-    record = {"format": _FORMAT, "check": zlib.crc32(body.encode()), "body": body}
+    held: dict[str, Any] = dataclasses.asdict(manifest)
+    moved = any(tap.axis for tap in manifest.taps)
+    held["taps"] = [tap if moved else tap[:3] for tap in manifest.taps]
+    body = json.dumps(held, sort_keys=True)
+    record = {
+        "format": _FORMATS[moved],
+        "check": zlib.crc32(body.encode()),
+        "body": body,
+    }
     new = folder / f"{NAME}.new"
     with open(new, "w", encoding="utf-8") as file:
         json.dump(record, file)
@@ -111,6 +121,11 @@ def load(folder: Path) -> Manifest | None:
             )
         return None
     return _parsed(folder / NAME)
+
+
+def as_given(shape: Sequence[Any], axis: int) -> list[Any]:
+    """A shape with its first entry, that of examples, where the backbone has it."""
+    return [*shape[1 : axis + 1], shape[0], *shape[axis + 1 :]]
 
 
 def damaged(file: Path, why: str) -> ValueError:
@@ -159,18 +174,25 @@ def _parsed(file: Path) -> Manifest:
         kind, check, text = record["format"], record["check"], record["body"]
     except (ValueError, TypeError, KeyError):
         raise damaged(file, "cannot be read") from None
-    if kind != _FORMAT:
-        raise ValueError(f"{str(file)!r} has format {kind!r}, this is {_FORMAT!r}.")
+    if kind not in _FORMATS:
+        raise ValueError(
+            f"{str(file)!r} has format {kind!r}, this reads {' and '.join(_FORMATS)}."
+        )
     if not isinstance(text, str) or check != zlib.crc32(text.encode()):
         raise damaged(file, "does not have its checksum")
     body = json.loads(text)
-    body["taps"] = [Spec(path, dtype, tuple(s)) for path, dtype, s in body["taps"]]
+    body["taps"] = [Spec(p, dtype, tuple(s), *a) for p, dtype, s, *a in body["taps"]]
     body["blocks"] = [Block(rows, tuple(checks)) for rows, checks in body["blocks"]]
     return Manifest(**body)
 
 
 def _shown(manifest: Manifest) -> str:
-    return ", ".join(f"{p!r} {dtype}{list(s)}" for p, dtype, s in manifest.taps)
+    return ", ".join(f"{tap.path!r} {tap.dtype}{_dims(tap)}" for tap in manifest.taps)
+
+
+def _dims(tap: Spec) -> str:
+    whole = as_given(("examples", *tap.shape), tap.axis)
+    return f"[{', '.join(map(str, whole if tap.axis else tap.shape))}]"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,18 +7,24 @@ position, in the one leaf where the cut falls.
 
 The loop runs in Python, on integers of any size. One compiled count then serves all
 leaves of a shape, where a loop inside a program would compile each leaf's own.
+
+The layers of a stack are searched side by side: numbers below then have one more
+axis, the last, that counts layers, and a pass is mapped over it.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .counter_hash import index_axes
 from .positions import index_along
+from .shardings import along
 from .totals import exact_sum
 
 # Bits of the answer that one pass decides. One reading of the scores serves all
@@ -29,7 +35,9 @@ _BITS = 3
 _COUNTABLE = 2**31
 
 
-def largest(leaves: Sequence[jax.Array], rank: int, *, exact: bool) -> list[jax.Array]:
+def largest(
+    leaves: Sequence[jax.Array], rank: int, *, exact: bool, axis: int | None = None
+) -> list[jax.Array]:
     """Masks of the `rank` largest entries of non-negative floating-point leaves.
 
     Args:
@@ -37,75 +45,125 @@ def largest(leaves: Sequence[jax.Array], rank: int, *, exact: bool) -> list[jax.
       rank: how many entries to keep, at least one and at most all.
       exact: keep exactly that many, the first ones among equals; otherwise also all
         entries equal to the last one kept.
+      axis: the layer axis of the leaves, of one size; so many are kept in each layer.
     """
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
     word = np.dtype(np.uint64 if wide else np.uint32)
+    lanes = () if axis is None else (leaves[0].shape[axis],)
+    goal = np.full(lanes, rank, object)
 
-    def reaching(thresholds: Sequence[int]) -> list[int]:
-        words = np.array(thresholds, word)
-        found = [_reaching(leaf, words, _is_spread(leaf)) for leaf in leaves]
-        return _totals(found)
+    def reaching(thresholds: np.ndarray) -> np.ndarray:
+        words = thresholds.astype(word)
+        return _totals([_counted(_reaching, leaf, axis, words) for leaf in leaves])
 
     threshold, reached = _search(
-        reaching, lambda count: count >= rank, goal=rank, stop=2 ** (8 * word.itemsize)
+        reaching,
+        lambda counts: counts >= rank,
+        goal=goal,
+        stop=2 ** (8 * word.itemsize),
     )
     limit = np.asarray(threshold, word)
-    if not exact or reached == rank:
-        return [_mask(leaf, limit, _pair(leaf, [leaf.size])) for leaf in leaves]
-    tests = [_against(leaf, limit, _is_spread(leaf)) for leaf in leaves]
-    missing = rank - _totals(tests)[0]
+    if not exact or np.all(reached == goal):
+        ends = [goal * 0 + math.prod(_layer_shape(leaf, axis)) for leaf in leaves]
+        return [
+            _masked(leaf, axis, limit, end)
+            for leaf, end in zip(leaves, ends, strict=True)
+        ]
+    tests = [_counted(_against, leaf, axis, limit) for leaf in leaves]
+    missing = goal - _totals(tests)[0]
     masks: list[jax.Array] = []
     for leaf, test in zip(leaves, tests, strict=True):
         ties = _totals([test])[1]
-        share = min(missing, ties)
-        missing -= share
-        masks.append(_mask(leaf, limit, _pair(leaf, [_cut(leaf, limit, share, ties)])))
+        share = np.minimum(missing, ties)
+        missing = missing - share
+        cut = _cut(leaf, axis, limit, share, ties)
+        masks.append(_masked(leaf, axis, limit, cut))
     return masks
 
 
 def invalid(leaves: Sequence[jax.Array]) -> list[list[int]]:
     """For each leaf, how many entries are NaN and how many negative."""
-    tallies = [_invalid(leaf, _is_spread(leaf)) for leaf in leaves]
-    return [_totals([tally]) for tally in tallies]
+    tallies = [_counted(_invalid, leaf, None) for leaf in leaves]
+    return [_totals([tally]).tolist() for tally in tallies]
 
 
-def _cut(leaf: jax.Array, limit: np.ndarray, share: int, ties: int) -> int:
+def _cut(leaf: jax.Array, axis: int | None, limit: Any, share: Any, ties: Any) -> Any:
     """The position before which `share` of the `ties` with the limit stand."""
-    if share in (0, ties):
-        return leaf.size if share else 0
-    before = lambda cuts: _totals(
-        [_tied_before(leaf, limit, _pair(leaf, cuts), _is_spread(leaf))]
-    )
-    return _search(before, lambda n: n <= share, goal=share, stop=leaf.size)[0]
+    size = math.prod(_layer_shape(leaf, axis))
+    if np.all((share == 0) | (share == ties)):
+        return np.where(share > 0, size, 0).astype(object)
+
+    def before(cuts: np.ndarray) -> np.ndarray:
+        words = _pair(leaf, axis, cuts)
+        return _totals([_counted(_tied_before, leaf, axis, limit, words)])
+
+    fits = lambda counts: counts <= share
+    return _search(before, fits, goal=np.asarray(share, object), stop=size + 1)[0]
 
 
 def _search(
-    count: Callable[[Sequence[int]], list[int]],
-    fits: Callable[[int], bool],
+    count: Callable[[np.ndarray], np.ndarray],
+    fits: Callable[[np.ndarray], np.ndarray],
     *,
-    goal: int,
+    goal: np.ndarray,
     stop: int,
-) -> tuple[int, int | None]:
+) -> tuple[Any, Any]:
     """The largest number below `stop` whose count fits, or any whose count is `goal`.
 
     Zero must fit, and a number below one that fits. Returns the number and its count,
-    which is unknown for zero.
+    which is unknown for zero; both for each lane of `goal`.
     """
-    best, reached = 0, None
+    best, reached = goal * 0, np.full(goal.shape, None)
     start = (stop - 1).bit_length() - 1
     for shift in range(start // _BITS * _BITS, -1, -_BITS):
-        steps = [best + (i << shift) for i in range(1, 2**_BITS)]
-        tries = [min(step, stop - 1) for step in steps]
-        counts = count(tries)
-        taken = sum(
-            fits(found) and step == at
-            for found, step, at in zip(counts, steps, tries, strict=True)
-        )
-        if taken:
-            best, reached = tries[taken - 1], counts[taken - 1]
-        if reached == goal:
+        # As objects: Python's integers, where NumPy's might round.
+        steps = np.array([best + (i << shift) for i in range(1, 2**_BITS)], object)
+        counts = count(np.minimum(steps, stop - 1))
+        taken = np.sum((steps < stop) & fits(counts), axis=0)
+        best = best + (taken.astype(object) << shift)
+        last = np.take_along_axis(counts, np.maximum(taken - 1, 0)[None], 0)[0]
+        reached = np.where(taken > 0, last, reached)
+        if np.all(reached == goal):
             break
     return best, reached
+
+
+def _counted(pass_: Any, leaf: jax.Array, axis: int | None, *words: Any) -> jax.Array:
+    """What a counting pass gives for a leaf or, along a last axis, for its layers."""
+    sharding = leaf.sharding
+    spread, whole = len(sharding.device_set) > 1, None
+    if axis is None:
+        return pass_(leaf, *words, spread)
+    if isinstance(sharding, NamedSharding):
+        # Every process reads the counts of all layers.
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return _each_layer(pass_, axis, -1, (spread,), whole)(leaf, *words)
+
+
+def _masked(leaf: jax.Array, axis: int | None, limit: Any, cut: Any) -> jax.Array:
+    """The mask of a leaf, given a limit and a cut for it or for each layer."""
+    words = limit, _pair(leaf, axis, np.asarray(cut, object)[None])
+    if axis is None:
+        return _mask(leaf, *words)
+    return _each_layer(_mask, axis, axis, (), None)(leaf, *words)
+
+
+@functools.cache
+def _each_layer(pass_: Any, axis: int, out_axis: int, static: Any, out: Any) -> Any:
+    """A pass over the layers of a leaf, which takes words of each along a last axis."""
+
+    def run(leaf: jax.Array, *words: jax.Array) -> jax.Array:
+        one = lambda layer, *words: pass_(layer, *words, *static)
+        own = [along(leaf, axis, word) for word in words]
+        in_axes = (axis, *[-1] * len(own))
+        return jax.vmap(one, in_axes=in_axes, out_axes=out_axis)(leaf, *own)
+
+    return jax.jit(run, out_shardings=out)
+
+
+def _layer_shape(leaf: jax.Array, axis: int | None) -> tuple[int, ...]:
+    """The shape of one layer, or of the leaf if it has no layers."""
+    return tuple(n for i, n in enumerate(leaf.shape) if i != axis)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -141,12 +199,14 @@ def _mask(leaf: jax.Array, limit: jax.Array, cut: jax.Array) -> jax.Array:
     return (keys > limit) | ((keys == limit) & _before(leaf, cut[0]))
 
 
-def _pair(leaf: jax.Array, positions: Sequence[int]) -> np.ndarray:
+def _pair(leaf: jax.Array, axis: int | None, positions: np.ndarray) -> np.ndarray:
     """Row-major positions as the two words in which entries are numbered."""
-    _, low = index_axes(leaf.shape, "element")
-    size = max(1, math.prod(leaf.shape[axis] for axis in low))
+    shape = _layer_shape(leaf, axis)
+    _, low = index_axes(shape, "element")
+    size = max(1, math.prod(shape[i] for i in low))
     # A position past a leaf of 2**32 entries still fits: as row 1, column 0.
-    return np.array([divmod(position, size) for position in positions], np.uint32)
+    pair = positions // size, positions % size
+    return np.stack(pair, axis=1).astype(np.uint32)
 
 
 def _before(leaf: jax.Array, cut: jax.Array) -> jax.Array:
@@ -182,11 +242,8 @@ def _tally(tests: Sequence[jax.Array], spread: bool) -> jax.Array:
     return jnp.stack([jnp.stack(exact_sum(c, low_bits=16)) for c in counts])
 
 
-def _totals(tallies: Sequence[jax.Array]) -> list[int]:
+def _totals(tallies: Sequence[jax.Array]) -> np.ndarray:
     """The counts of all leaves together, as Python integers."""
     words = np.stack([np.asarray(tally).astype(object) for tally in tallies])
-    return [int(high * 2**16 + low) for high, low in words.sum(axis=0)]
-
-
-def _is_spread(leaf: jax.Array) -> bool:
-    return len(leaf.sharding.device_set) > 1
+    high, low = np.moveaxis(words.sum(axis=0), 1, 0)
+    return high * 2**16 + low

@@ -13,9 +13,10 @@ import numpy as np
 from .._core import checks, tap_files, tap_manifest
 from .._core.batches import with_progress
 from .._core.fingerprints import tree_digest
-from .._core.paths import leaves_with_paths
+from .._core.layers import Stacked
 from .._core.reread import Known, known, rereadable
-from .._core.tap_manifest import Manifest, Spec
+from .._core.tap_layout import stored_dtype, tap_specs
+from .._core.tap_manifest import Manifest, Spec, as_given
 from .tap_cache import TapCache
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def cache_taps(
     batch_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     dtype: Any = None,
+    stacked: Stacked | None = None,
     progress: bool = False,
 ) -> TapCache:
     r"""Runs a frozen backbone once over the data and keeps its taps.
@@ -59,15 +61,19 @@ def cache_taps(
       - A cache of other parameters, data or taps, or with a byte missing or changed,
         is refused. Code is not compared: for a ``backbone_fn`` that computes something
         else in the same shapes take a new folder.
+      - Layers are not taken for examples, though there be as many of both: the axis
+        of examples is the one that grows when ``backbone_fn`` is traced for more of
+        them. One that can be traced for a single size of batch is believed.
       - Memory does not grow with the data if there is a folder.
 
     Args:
       backbone_fn: ``(params, batch) -> taps`` if ``params`` is given; it is compiled
         here, with both as arguments. Otherwise ``batch -> taps``, called as it is
         (``jit`` it yourself; arrays it closes over are then constants of the program)
-        after one tracing for its shapes.
+        after it was traced for its shapes, of one batch and of twice as many examples.
         The taps are arrays in any containers, each with the leading example axis of
-        the batch. In a folder the containers are dicts, lists and tuples.
+        the batch, or as ``stacked`` says. In a folder the containers are dicts, lists
+        and tuples.
       batches: one batch or a stream of them, as in :func:`fisher_information`. It is
         read twice, first to count and digest it, and must give the same both times:
         no shuffling. An iterator or generator is held in memory, and is an error with
@@ -80,16 +86,22 @@ def cache_taps(
         call. None for memory.
       dtype: the floating dtype in which floating taps are stored, such as
         ``jnp.bfloat16``. None stores them as they are.
+      stacked: which taps have an axis of layers, as a backbone under ``lax.scan`` or
+        ``nn.scan`` gives all its layers in one array ``(layers, batch, ...)``: a
+        selector, for layers on axis 0, or pattern -> axis. The first other axis counts
+        examples.
       progress: show a progress bar on a terminal; needs rich.
 
     Returns:
-      A :class:`TapCache`. ``cache[rows]`` gives the taps of these examples.
+      A :class:`TapCache`. ``cache[rows]`` gives the taps of these examples, laid out
+      as ``backbone_fn`` gives them for a batch.
 
     Raises:
-      ValueError: an argument out of range; a tap without the batch's leading axis, or
-        of another shape than in the first batch (pad to one length); a finite tap
-        that overflows ``dtype``; batches that differ the second time; a folder with
-        other things in it, or a cache that is stale, damaged, or being written.
+      ValueError: an argument out of range; a tap whose leading axis, or the first that
+        ``stacked`` does not give to layers, does not count examples; one of another
+        shape than in the first batch (pad to one length); a finite tap that overflows
+        ``dtype``; batches that differ the second time; a folder with other things in
+        it, or a cache that is stale, damaged, or being written.
       TypeError: an argument of the wrong kind.
       OSError: the disk has not room enough, or filled up. What is stored stays.
       ImportError: ``progress=True`` without rich.
@@ -104,6 +116,13 @@ def cache_taps(
       ... )
       >>> [tap.tolist() for tap in cache[1:4]], cache.nbytes
       ([[2.0, 4.0, 6.0], [3.0, 4.0, 5.0]], 40)
+
+      A backbone that gives two layers in one array:
+
+      >>> scanned = lambda x: {"layers": jnp.stack([x + 1, 2 * x])}
+      >>> cache = ot.nn.cache_taps(scanned, tokens, stacked="layers")
+      >>> cache[1:4]["layers"].tolist()
+      [[2.0, 3.0, 4.0], [2.0, 4.0, 6.0]]
 
     References:
       Sung et al., 2022, `LST: Ladder Side-Tuning for Parameter and Memory Efficient
@@ -123,18 +142,17 @@ def cache_taps(
     stream = rereadable(batches, batch_size, may_hold=folder is None)
     data = known(stream)
     one = backbone_fn if params is None else _with(backbone_fn, params)
-    taps = jax.eval_shape(one, data.first)
-    specs = _specs(taps, data.sizes[0], dtype)
-    steps = _Steps(data, specs, _step(backbone_fn, params, dtype))
+    structure, specs = tap_specs(one, data, stacked=stacked, dtype=dtype)
+    axes = [spec.axis for spec in specs]
+    steps = _Steps(data, specs, _step(backbone_fn, params, dtype, axes))
     nbytes = data.examples * sum(spec.row_bytes for spec in specs)
     title = f"Caching taps ({tap_files.size_text(nbytes)})"
     if progress:
         total = len(data.sizes)
         stream = with_progress(stream, title, total=total, live_only=True)
-    structure = jax.tree.structure(taps)
     if folder is None:
         _logger.info("%s in memory", title)
-        return TapCache(_in_memory(steps, stream), structure)
+        return TapCache(_in_memory(steps, stream), structure, axes)
     numbered = jax.tree.unflatten(structure, range(len(specs)))
     wanted = Manifest(
         params=tree_digest(params),
@@ -171,10 +189,11 @@ class _Steps(NamedTuple):
         for spec, tap, overflow in zip(self.specs, taps, lost, strict=True):
             shape, dtype = (size, *spec.shape), np.dtype(spec.dtype)
             if (tap.shape, tap.dtype) != (shape, dtype):
+                now, then = [as_given(x, spec.axis) for x in (tap.shape, shape)]
                 raise ValueError(
                     f"taps of batch {number}: the one at {spec.path!r} is {tap.dtype}"
-                    f"{list(tap.shape)} instead of {dtype}{list(shape)}, as for batch "
-                    "0. Examples must be padded to one length."
+                    f"{now} instead of {dtype}{then}, as for batch 0. Examples must be "
+                    "padded to one length."
                 )
             if overflow:
                 raise ValueError(
@@ -188,12 +207,16 @@ def _with(backbone_fn: Callable[..., Any], params: Any) -> Callable[[Any], Any]:
     return lambda batch: backbone_fn(params, batch)
 
 
-def _step(backbone_fn: Callable[..., Any], params: Any, dtype: Any) -> Step:
+def _step(
+    backbone_fn: Callable[..., Any], params: Any, dtype: Any, axes: list[int]
+) -> Step:
     """From a batch to its stored taps, and whether each has overflowed."""
 
     def stored(*arguments: Any) -> tuple[list[Any], list[Any]]:
-        taps = [jnp.asarray(x) for x in jax.tree.leaves(backbone_fn(*arguments))]
-        small = [x.astype(_stored_dtype(x.dtype, dtype)) for x in taps]
+        leaves = jax.tree.leaves(backbone_fn(*arguments))
+        pairs = zip(leaves, axes, strict=True)
+        taps = [jnp.moveaxis(jnp.asarray(x), axis, 0) for x, axis in pairs]
+        small = [x.astype(stored_dtype(x.dtype, dtype)) for x in taps]
         lost = [
             (jnp.isfinite(x) & ~jnp.isfinite(y)).any() if x.dtype != y.dtype else False
             for x, y in zip(taps, small, strict=True)
@@ -204,27 +227,6 @@ def _step(backbone_fn: Callable[..., Any], params: Any, dtype: Any) -> Step:
         return stored
     compiled = jax.jit(stored)
     return lambda batch: compiled(params, batch)
-
-
-def _stored_dtype(found: Any, dtype: Any) -> np.dtype:
-    floating = dtype is not None and jnp.issubdtype(found, jnp.floating)
-    return np.dtype(dtype if floating else found)
-
-
-def _specs(taps: Any, size: int, dtype: Any) -> list[Spec]:
-    named = leaves_with_paths(taps)
-    if not named:
-        raise ValueError("backbone_fn returns no arrays.")
-    for path, tap in named:
-        if tap.shape[:1] != (size,):
-            raise ValueError(
-                f"backbone_fn gives the tap at {path!r} shape {tap.shape}, but its "
-                f"leading axis must count the {size} examples of the batch."
-            )
-    return [
-        Spec(path, _stored_dtype(tap.dtype, dtype).name, tap.shape[1:])
-        for path, tap in named
-    ]
 
 
 def _in_memory(steps: _Steps, batches: Iterable[Any]) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ GATES = ("scalar", "vector", "sum", "constant")
 MERGES = ("gated", "side", None)
 Part = Callable[[str], Callable[..., Any]]
 """From a name, the submodule of a ladder."""
+Taps: TypeAlias = Sequence[Any] | jax.Array | np.ndarray
+"""The embedding's tap and one a layer: listed, in one array, or as a pair of the first
+and an array of the others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,27 @@ class Rungs:
         """At least float32: a gate moves by less than bfloat16 can tell."""
         return _wide(self.param_dtype)
 
+    def listed(self, taps: Taps) -> list[Any]:
+        """The embedding's tap and one a layer, from any form in which they come."""
+        if _is_array(taps):
+            if taps.ndim == 0:
+                raise ValueError("taps in one array need an axis that counts them.")
+            return list(taps)
+        taps = list(taps)
+        # Taps of one layer are a pair too, but of one shape.
+        if len(taps) != 2 or not all(map(_is_array, taps)):
+            return taps
+        first, layers = taps
+        if layers.ndim != first.ndim + 1:
+            return taps
+        if len(layers) != self.num_layers:
+            raise ValueError(
+                f"a ladder over {self.num_layers} layers needs their taps in an array "
+                f"of {self.num_layers} behind the embedding's, got shape "
+                f"{layers.shape}."
+            )
+        return [first, *layers]
+
     def climb(
         self, part: Part, gate: Any, taps: Any, args: Any, options: Mapping[str, Any]
     ) -> jax.Array:
@@ -165,7 +189,7 @@ class Rungs:
 
     def _taps(self, taps: Any) -> list[Any]:
         """The taps without a way back into the backbone."""
-        taps = list(taps)
+        taps = self.listed(taps)
         if len(taps) != self.num_layers + 1:
             raise ValueError(
                 f"a ladder over {self.num_layers} layers needs {self.num_layers + 1} "
@@ -180,7 +204,7 @@ class Rungs:
 
     def _check_tap(self, i: int, tap: Any, first: Any) -> None:
         which = f"the tap of layer {i - 1}" if i else "the tap of the embedding"
-        if not isinstance(tap, jax.Array | np.ndarray):
+        if not _is_array(tap):
             raise TypeError(f"{which} must be an array, got a {type(tap).__name__}.")
         if not jnp.issubdtype(tap.dtype, jnp.floating):
             raise TypeError(f"{which} must be floating-point, got {tap.dtype}.")
@@ -200,6 +224,10 @@ def like_inputs(arrays: Sequence[Any], dtype: Any = None, inexact: bool = True) 
     """Flax's `promote_dtype` for layers that compute in the dtype of their input."""
     del dtype, inexact
     return [x if x is None else jnp.asarray(x, arrays[0].dtype) for x in arrays]
+
+
+def _is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
+    return isinstance(value, jax.Array | np.ndarray)
 
 
 def _wide(dtype: Any) -> Any:

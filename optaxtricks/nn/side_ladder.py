@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .rungs import Rungs, like_inputs
+from .rungs import Rungs, Taps, like_inputs
 
 _SMALL = nnx.initializers.normal(0.01)
 
@@ -37,6 +37,10 @@ class SideLadder(nnx.Module):
     an entry; ``"constant"``, ``gate_value``; and ``"sum"`` adds,
     :math:`h + D_i(x_i)`. A gate near 1 ignores the backbone.
 
+    Taps are the embedding's and one a layer: in a sequence, in one array ``(L + 1, ...,
+    width)``, or as a backbone under ``lax.scan`` or ``nn.scan`` has them, in a pair of
+    the embedding's and one array ``(L, ..., width)`` of the layers.
+
     For an encoder and a decoder, make two. The side blocks of the decoder attend to the
     side state of the encoder::
 
@@ -60,6 +64,7 @@ class SideLadder(nnx.Module):
         the backbone is compiled.
       - With ``merge="gated"`` a fresh ladder gives back the last tap, bit for bit but
         for the sign of a zero, if all taps in use are finite.
+      - In whatever form the taps come, the result is the same, bit for bit.
       - A layer without a rung has no parameter, and its tap may be ``None``.
       - The result has the dtype of the taps, in which the projections compute; gates
         and mixing are in at least float32.
@@ -109,6 +114,9 @@ class SideLadder(nnx.Module):
       True
       >>> ladder.side_state(taps).shape
       (2, 5, 8)
+      >>> scanned = taps[0], jnp.stack(taps[1:])
+      >>> bool((ladder(scanned, mask=None) == taps[-1]).all())
+      True
 
     References:
       Sung et al., 2022, `LST: Ladder Side-Tuning for Parameter and Memory Efficient
@@ -175,12 +183,13 @@ class SideLadder(nnx.Module):
         """Width of the side state."""
         return self.rungs.side_width
 
-    def __call__(self, taps: Sequence[Any], *args: Any, **kwargs: Any) -> jax.Array:
+    def __call__(self, taps: Taps, *args: Any, **kwargs: Any) -> jax.Array:
         """From the taps, the top: :meth:`side_state`, then :meth:`merge_top`."""
+        taps = self.rungs.listed(taps)
         state = self.side_state(taps, *args, **kwargs)
         return state if self.rungs.merge is None else self.merge_top(state, taps[-1])
 
-    def side_state(self, taps: Sequence[Any], *args: Any, **kwargs: Any) -> jax.Array:
+    def side_state(self, taps: Taps, *args: Any, **kwargs: Any) -> jax.Array:
         """The side state above the last side block, of width ``side_width``.
 
         Further arguments go to every side block.

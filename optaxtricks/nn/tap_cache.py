@@ -14,10 +14,11 @@ from .._core import checks, tap_files, tap_manifest
 class TapCache:
     """The taps of each example of a data set, made by :func:`cache_taps`.
 
-    ``cache[rows]`` gives the taps of some examples, in the containers in which the
-    backbone gave them, as NumPy arrays with a leading axis for ``rows``: a slice (the
-    arrays are then views), integers or bools in one axis (copies), or one integer
-    (without the axis). Examples count from 0 in the order of the data; ``len(cache)``
+    ``cache[rows]`` gives the taps of some examples, in the containers and the layout
+    in which the backbone gave them, as NumPy arrays with an axis for ``rows``, the
+    leading one but behind a leading axis of layers. Rows are a slice (the arrays are
+    then views), integers or bools in one axis (copies), or one integer (without the
+    axis). Examples count from 0 in the order of the data; ``len(cache)``
     is their number, and iteration gives the taps of one after the other. Arrays are
     read-only where they are views of the cache.
 
@@ -33,8 +34,8 @@ class TapCache:
       (4, [[4.0, 2.0], [-3.0, -1.0]])
     """
 
-    def __init__(self, arrays: list[np.ndarray], structure: Any):
-        self._arrays, self._structure = arrays, structure
+    def __init__(self, arrays: list[np.ndarray], structure: Any, axes: list[int]):
+        self._arrays, self._structure, self._axes = arrays, structure, axes
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> "TapCache":
@@ -64,7 +65,8 @@ class TapCache:
             )
         tap_files.verify(folder, manifest, checksums=verify)
         arrays = tap_files.arrays(folder, manifest)
-        return cls(arrays, tap_manifest.structure_of(manifest.layout))
+        axes = [tap.axis for tap in manifest.taps]
+        return cls(arrays, tap_manifest.structure_of(manifest.layout), axes)
 
     def __len__(self) -> int:
         return len(self._arrays[0])
@@ -77,18 +79,25 @@ class TapCache:
                 rows = np.array(None)
             if rows.size == 0:
                 rows = rows.astype(np.intp)
-            if rows.dtype.kind not in "iub" or rows.ndim > 1:
+            wrong = rows.dtype.kind not in ("iub" if rows.ndim else "iu")
+            if wrong or rows.ndim > 1:
                 raise TypeError(
                     "rows of a TapCache must be a slice, an int, or a list or array of "
                     f"ints or bools in one axis, got {rows!r}."
                 )
-        return jax.tree.unflatten(self._structure, [tap[rows] for tap in self._arrays])
+        taps = [tap[rows] for tap in self._arrays]
+        if isinstance(rows, slice) or rows.ndim:
+            pairs = zip(taps, self._axes, strict=True)
+            taps = [np.moveaxis(tap, 0, axis) if axis else tap for tap, axis in pairs]
+        return jax.tree.unflatten(self._structure, taps)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
 
     def __repr__(self) -> str:
-        taps = ", ".join(f"{tap.dtype}{list(tap.shape)}" for tap in self._arrays)
+        pairs = zip(self._arrays, self._axes, strict=True)
+        shapes = [(x.dtype, tap_manifest.as_given(x.shape, axis)) for x, axis in pairs]
+        taps = ", ".join(f"{dtype}{shape}" for dtype, shape in shapes)
         return f"TapCache({taps}; {tap_files.size_text(self.nbytes)})"
 
     @property

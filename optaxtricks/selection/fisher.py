@@ -1,41 +1,17 @@
 """Diagonal Fisher information of parameters, from a stream of examples."""
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from .._core import checks
-from .._core.batches import batches_of, checked_batches, with_progress
-from .._core.example_gradients import (
-    Leaves,
-    clipped,
-    each,
-    filled,
-    fold,
-    fold_lanes,
-    gradient_sum,
-    halves,
-    lanes_of,
-    leading_size,
-    plus,
-    powers,
-)
-from .._core.likelihood import (
-    LABELS,
-    Labels,
-    checked_output,
-    expected_scores,
-    label_objective,
-    label_scores,
-    sampling_key,
-)
+from .._core.batches import batches_of, with_progress
+from .._core.example_gradients import filled, halves
+from .._core.layers import Stacked, layer_axes
+from .._core.likelihood import LABELS, Labels, checked_output, sampling_key
+from .._core.score_sums import Per, Plan, score_sums
 from .._core.selectors import Selector, matches
-
-Per = Literal["example", "batch"]
 
 # Mean |log of the sum of probabilities| above which they are none; bfloat16 stays
 # far below it and raw logits far above.
@@ -51,6 +27,7 @@ def fisher_information(
     per: Per = "example",
     power: Literal[1, 2] = 2,
     clip_norm: float | None = None,
+    stacked: Stacked | None = None,
     where: Selector | None = None,
     microbatch_size: int | None = None,
     key: Any = None,
@@ -69,9 +46,9 @@ def fisher_information(
     the second with ``labels="expected"``, where :math:`g_{n,c}` is the gradient for
     class :math:`c` and its probability is not differentiated. For ``per="batch"`` it
     is the mean over batches of :math:`\mathrm{clip}(\bar g)_i^2`, where
-    :math:`\bar g` is the mean of :math:`g_n` over a batch and each leaf is clipped
-    on its own to the norm ``clip_norm``. ``power=1`` takes :math:`|g|` for
-    :math:`g^2`.
+    :math:`\bar g` is the mean of :math:`g_n` over a batch and each tensor (a leaf, or
+    a layer of a stack) is clipped on its own to the norm ``clip_norm``. ``power=1``
+    takes :math:`|g|` for :math:`g^2`.
 
     ``per="batch"`` is what the Child-Tuning code computes. Opposite gradients cancel
     in it, so it may rank entries the other way round than ``per="example"``. That
@@ -86,6 +63,7 @@ def fisher_information(
         nor on ``microbatch_size``, up to rounding; sampled labels are the same, being
         a function of ``key`` and the example's position in the stream.
       - Only leaves that ``where`` selects are differentiated.
+      - A ``stacked`` leaf has the scores that its layers would have as leaves.
       - Compiled once for each shape of batch (a ragged last one is a second), and
         afresh in each call, so what ``log_likelihood`` closes over is current. Under
         an outer ``jit`` it is part of that program, which you may keep.
@@ -111,6 +89,8 @@ def fisher_information(
       power: 2 or 1.
       clip_norm: for ``per="batch"``; the factor is that of torch,
         :math:`\min(1, \text{clip\_norm} / (\lVert g \rVert + 10^{-6}))`.
+      stacked: for ``clip_norm``, which of the scored leaves are stacks of layers, as
+        ``nn.scan`` makes them: a selector, for layers on axis 0, or pattern -> axis.
       where: Selector of the leaves to score; by default all. Leave out a large
         embedding table where its scores are not needed: each example costs a pass
         over the table.
@@ -130,10 +110,11 @@ def fisher_information(
 
     Raises:
       ValueError: an option is out of range or does not go with another; ``params``
-        without leaves; ``where`` matches no leaf; an empty or ill-shaped batch;
-        ``log_likelihood`` returns another shape, or numbers that are no
-        log-probabilities; a score is not finite (the message names the leaf). Under
-        an outer ``jit`` the last two checks are left out.
+        without leaves; ``where`` or ``stacked`` matches no leaf, or a stack has not
+        the axis named; an empty or ill-shaped batch; ``log_likelihood`` returns
+        another shape, or numbers that are no log-probabilities; a score is not finite
+        (the message names the leaf). Under an outer ``jit`` the last two checks are
+        left out.
       TypeError: an argument of the wrong kind; an integer or complex leaf, or a leaf
         that is no array.
       ImportError: ``progress=True`` without rich.
@@ -159,6 +140,8 @@ def fisher_information(
       Sparse Masks <https://arxiv.org/abs/2111.09839>`_ (code: varunnair18/FISH).
     """
     _check_options(log_likelihood, labels, per, power, clip_norm, microbatch_size)
+    if stacked is not None and clip_norm is None:
+        raise ValueError("stacked needs clip_norm: nothing else here goes by layers.")
     checks.flag(progress=progress)
     leaves, layout = jax.tree.flatten(params)
     if not leaves:
@@ -174,7 +157,7 @@ def fisher_information(
     checks.array_leaves(
         fill([None] * len(chosen), rest), by="fisher_information", remedy="a closure"
     )
-    plan = _Plan(
+    plan = Plan(
         log_p=lambda chosen, rest, example: checked_output(
             log_likelihood(fill(chosen, rest), example), labels
         ),
@@ -182,76 +165,16 @@ def fisher_information(
         per=per,
         power=power,
         clip_norm=clip_norm,
+        layers=layer_axes(with_holes(chosen), stacked),
         microbatch_size=microbatch_size,
     )
     stream = batches_of(batches)
     if progress:
         stream = with_progress(stream, "Fisher information")
-    sums, count = _sums(plan, chosen, rest, sampling_key(key, labels), stream)
+    sums, count = score_sums(plan, chosen, rest, sampling_key(key, labels), stream)
     *scores, excess = [x / count for x in sums]
     _check_scores(with_holes(scores), excess)
     return with_holes(scores)
-
-
-class _Plan(NamedTuple):
-    """What stays the same over all batches of a call."""
-
-    log_p: Callable[[Leaves, Leaves, Any], jax.Array]
-    labels: Labels
-    per: Per
-    power: int
-    clip_norm: float | None
-    microbatch_size: int | None
-
-
-def _sums(
-    plan: _Plan, chosen: Leaves, rest: Leaves, key: Any, stream: Iterable[Any]
-) -> tuple[Leaves, int]:
-    """Sums of scores and, last, of the excess; and how many terms they have."""
-    # The running sums are donated and nothing is read back: the host only hands
-    # over the next batch.
-    add = jax.jit(
-        functools.partial(_add_batch, plan), donate_argnums=0, static_argnums=6
-    )
-    sums = [jnp.zeros_like(x, jnp.float32) for x in chosen]
-    sums.append(jnp.zeros((), jnp.float32))
-    examples = number = 0
-    for size, batch in checked_batches(stream):
-        lanes = lanes_of(batch, min(plan.microbatch_size or 1, size))
-        sums = add(sums, chosen, rest, key, batch, np.uint32(examples), lanes)
-        examples, number = examples + size, number + 1
-    return sums, examples if plan.per == "example" else number
-
-
-def _add_batch(
-    plan: _Plan,
-    sums: Leaves,
-    chosen: Leaves,
-    rest: Leaves,
-    key: Any,
-    batch: Any,
-    first: jax.Array,
-    lanes: Any,
-) -> Leaves:
-    size = leading_size(batch)
-    numbered = batch, first + jnp.arange(size, dtype=jnp.uint32)
-    log_p = lambda chosen, example: plan.log_p(chosen, rest, example)
-    objective = functools.partial(label_objective, log_p, key, plan.labels)
-    if plan.per == "example":
-        rule, on = label_scores, objective
-        if plan.labels == "expected":
-            rule, on = expected_scores, log_p
-        one = functools.partial(rule, on, plan.power, chosen)
-        width = min(plan.microbatch_size or 1, size)
-        if lanes is not None:
-            return fold_lanes(one, sums, numbered, width, lanes)
-        return fold(each(one), sums, numbered, width)
-    part = gradient_sum(objective, chosen)
-    zeros = [jnp.zeros_like(x) for x in sums]
-    total = fold(part, zeros, numbered, min(plan.microbatch_size or size, size))
-    *means, excess = [x / size for x in total]
-    grads = [clipped(x, plan.clip_norm) for x in means]
-    return plus(sums, [*powers(grads, plan.power), excess])
 
 
 def _check_options(

@@ -5,17 +5,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
-from .._core.paths import leaves_with_paths, listing, table_of
+from .._core.channels import (
+    Place,
+    Tensors,
+    best_channels,
+    channel_sums,
+    check_places,
+    importance_of,
+    layers_apart,
+    places_of,
+)
+from .._core.layers import Stacked, layer_axes
+from .._core.paths import leaves_with_paths
 from .._core.selectors import compiled
-from .._core.shardings import taken
-
-Named = list[tuple[str, Any]]
-Place = tuple[int, int]
-"""Leaf number and axis."""
+from .._core.shardings import taken, taken_by_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +29,8 @@ class PruneGroup:
     """Axes of leaves that are cut alike, for :func:`structural_prune`.
 
     A pattern is a regular expression searched in the leaf's path and may match
-    several leaves. An axis counts from 0, or from -1 backwards.
+    several leaves. An axis counts from 0, or from -1 backwards; of a stack it is one
+    of a layer, so that a group serves layers in a list and layers in a stack.
 
     Args:
       members: pattern -> axis, of the leaves whose importance makes the score.
@@ -67,6 +74,7 @@ def structural_prune(
     groups: Sequence[PruneGroup],
     *,
     keep_fraction: float,
+    stacked: Stacked | None = None,
 ) -> Any:
     r"""Cuts the least important channels out of a network (ladder side-tuning).
 
@@ -97,12 +105,18 @@ def structural_prune(
                 for tree in (backbone, importance)
             ]
 
+    Layers in one leaf (``stacked``) decide as they would in a list. A group of stacks
+    alone is a group for each layer, which keeps channels of its own. A group that has
+    an unstacked leaf as well, as the residual stream has the embedding, is one
+    decision for all: scores are summed over all members and all their layers.
+
     (There query, key and value share one decision by the *product* of their
     importances: put that product in the place of all three. The code rounds the
     number dropped, :math:`\mathrm{round}((1 - p) n)`, which differs for halves only.)
 
     Guarantees:
       - Equal scores: the lower index wins. ``keep_fraction=1`` changes no entry.
+      - A stack is cut as the list of its layers would be.
       - A leaf in no group is returned as it is. A leaf may be in several groups, or
         in one group twice, by different axes.
       - Dtypes, containers and Flax Variables are kept; NumPy arrays stay in NumPy.
@@ -117,6 +131,10 @@ def structural_prune(
         one; the magnitudes of the parameters are another.
       groups: at least one :class:`PruneGroup`.
       keep_fraction: the fraction :math:`p` in ``(0, 1]``; 1/8 in the paper.
+      stacked: which leaves of ``backbone`` are stacks of layers, as ``nn.scan`` makes
+        them: a selector, for layers on axis 0, or pattern -> axis. An axis of a group
+        then never is the layer axis. Without this every leaf is one tensor: nothing
+        can tell its layer axis from others, and a group that names it drops layers.
 
     Returns:
       A tree laid out like ``backbone``, with shorter leaves.
@@ -124,8 +142,10 @@ def structural_prune(
     Raises:
       ValueError: ``keep_fraction`` is out of range or leaves no channel; a pattern
         matches no leaf; an axis is out of range or is named twice; axes of one group
-        differ in size; ``heads`` does not divide it; importance is missing, of
-        another shape, negative, NaN, or of a leaf that ``backbone`` has not.
+        differ in size, or its stacks in their number of layers, with no unstacked
+        leaf among them; ``heads`` does not divide the size; ``stacked`` matches no
+        leaf, or one without that axis; importance is missing, of another shape,
+        negative, NaN, or of a leaf that ``backbone`` has not.
       TypeError: ``groups`` is no sequence of groups, ``keep_fraction`` no number, or
         importance is traced or not of real numbers.
 
@@ -141,6 +161,16 @@ def structural_prune(
       >>> pruned["embed"].tolist()
       [[11, 12], [21, 22]]
 
+      Each of four layers keeps 3 of its 6 inputs:
+
+      >>> backbone = {"layers": {"kernel": np.ones((4, 6, 10))}}
+      >>> groups = [ot.PruneGroup({"^layers/kernel$": 0})]
+      >>> pruned = ot.structural_prune(
+      ...     backbone, backbone, groups, keep_fraction=0.5, stacked="^layers"
+      ... )
+      >>> pruned["layers"]["kernel"].shape
+      (4, 3, 10)
+
     References:
       Sung et al., 2022, `LST: Ladder Side-Tuning for Parameter and Memory Efficient
       Transfer Learning <https://arxiv.org/abs/2206.06522>`_, section 3.3 (code:
@@ -148,21 +178,37 @@ def structural_prune(
     """
     checks.fixed_fraction(keep_fraction=keep_fraction)
     _check_groups(groups)
-    leaves = leaves_with_paths(backbone)
-    scores = _importance_of(importance, leaves)
+    named, axes = leaves_with_paths(backbone), layer_axes(backbone, stacked)
+    leaves = [Tensors(*one, axis) for one, axis in zip(named, axes, strict=True)]
+    scores = importance_of(importance, leaves)
     cuts: dict[Place, np.ndarray] = {}
     for number, group in enumerate(groups):
         where = f"groups[{number}]"
-        members = _places(group.members, leaves, f"{where} members")
-        followers = _places(group.followers, leaves, f"{where} followers")
-        _check_places([*members, *followers], leaves, cuts, where)
-        total = sum(_channel_sums(leaves[i][0], axis, scores) for i, axis in members)
-        kept = _best(np.asarray(total), float(keep_fraction), group.heads, where)
-        cuts |= dict.fromkeys([*members, *followers], kept)
-    pruned = [leaf for _, leaf in leaves]
+        members = places_of(group.members, leaves, f"{where} members")
+        followers = places_of(group.followers, leaves, f"{where} followers")
+        check_places([*members, *followers], leaves, cuts, where)
+        apart = layers_apart([*members, *followers], leaves, where)
+        total = 0.0
+        for i, axis in members:
+            sums = channel_sums(leaves[i], axis, scores)
+            total = total + (sums if apart else sums.sum(axis=0, keepdims=True))
+        kept = best_channels(
+            np.asarray(total), float(keep_fraction), group.heads, where
+        )
+        cuts |= dict.fromkeys([*members, *followers], kept if apart else kept[0])
+    pruned = [leaf for _, leaf in named]
     for (i, axis), kept in cuts.items():
-        pruned[i] = taken(pruned[i], kept, axis)
+        pruned[i] = _cut(pruned[i], kept, axis, axes[i])
     return jax.tree.unflatten(jax.tree.structure(backbone), pruned)
+
+
+def _cut(leaf: Any, kept: np.ndarray, axis: int, layer: int | None) -> Any:
+    """The leaf with these channels alone, or with a row of them for each layer."""
+    if layer is None:
+        return taken(leaf, kept, axis)
+    if kept.ndim == 1:
+        return taken(leaf, kept, axis + (axis >= layer))
+    return taken_by_layer(leaf, kept, axis, layer)
 
 
 def _check_entry(name: str, pattern: Any, axis: Any) -> None:
@@ -179,109 +225,3 @@ def _check_groups(groups: Any) -> None:
         raise TypeError(f"groups must be a sequence of PruneGroup, got {groups!r}.")
     if not groups:
         raise ValueError("groups must hold at least one PruneGroup.")
-
-
-def _importance_of(importance: Any, leaves: Named) -> dict[str, Any]:
-    """Importance by path, laid out as the backbone wherever it has a leaf."""
-    found = leaves_with_paths(importance)
-    shapes = {path: np.shape(leaf) for path, leaf in leaves}
-    if strange := [path for path, _ in found if path not in shapes]:
-        raise ValueError(
-            f"importance has leaves that backbone has not: {listing(strange)}. Paths "
-            f"of backbone: {listing(shapes)}."
-        )
-    for path, leaf in found:
-        if np.shape(leaf) != shapes[path]:
-            raise ValueError(
-                f"importance at {path!r} has shape {np.shape(leaf)}, but backbone has "
-                f"{shapes[path]}."
-            )
-    return table_of(found, name="importance")
-
-
-def _places(patterns: Mapping[str, int], leaves: Named, what: str) -> list[Place]:
-    """Leaf number and axis of all that the patterns match."""
-    places = []
-    for pattern, axis in patterns.items():
-        search = compiled(pattern, name=what).search
-        hits = [i for i, (path, _) in enumerate(leaves) if search(path)]
-        if not hits:
-            paths = listing([path for path, _ in leaves])
-            raise ValueError(f"{what}: {pattern!r} matches no leaf. Paths: {paths}.")
-        for i in hits:
-            path, leaf = leaves[i]
-            ndim = np.ndim(leaf)
-            if not -ndim <= axis < ndim:
-                raise ValueError(
-                    f"{what}: axis {axis} is out of range for the leaf at {path!r} of "
-                    f"shape {np.shape(leaf)}."
-                )
-            places.append((i, int(axis) % ndim))
-    return places
-
-
-def _check_places(
-    places: list[Place], leaves: Named, earlier: Mapping[Place, Any], where: str
-) -> None:
-    """Rejects an axis that is named twice, and axes of different sizes."""
-    seen = set(earlier)
-    for i, axis in places:
-        if (i, axis) in seen:
-            raise ValueError(
-                f"{where}: axis {axis} of the leaf at {leaves[i][0]!r} is named twice, "
-                "here or in an earlier group; one decision can cut it."
-            )
-        seen.add((i, axis))
-    sizes = {(leaves[i][0], axis): np.shape(leaves[i][1])[axis] for i, axis in places}
-    if len(set(sizes.values())) > 1:
-        shown = "; ".join(
-            f"{path!r} axis {axis}: {size}" for (path, axis), size in sizes.items()
-        )
-        raise ValueError(f"{where} has axes of different sizes: {shown}.")
-
-
-def _channel_sums(path: str, axis: int, scores: Mapping[str, Any]) -> np.ndarray:
-    """Importance of one member summed over all axes but `axis`."""
-    if path not in scores:
-        raise ValueError(f"importance has no leaf at {path!r}, which is a member.")
-    if isinstance(scores[path], jax.core.Tracer):
-        raise TypeError(
-            f"importance must be concrete, but the leaf at {path!r} is traced: prune "
-            "outside of jit."
-        )
-    array = np.asarray(scores[path])
-    if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iu"):
-        raise TypeError(
-            f"importance must be of real numbers, but the leaf at {path!r} has dtype "
-            f"{array.dtype}."
-        )
-    if not (array >= 0).all():
-        nans, negative = int(np.isnan(array).sum()), int((array < 0).sum())
-        raise ValueError(
-            f"importance must be non-negative, but the leaf at {path!r} has {nans} NaN "
-            f"and {negative} negative entries."
-        )
-    others = tuple(i for i in range(array.ndim) if i != axis)
-    return array.sum(axis=others, dtype=np.float64)
-
-
-def _best(
-    scores: np.ndarray, fraction: float, heads: int | None, where: str
-) -> np.ndarray:
-    """Ascending indices of the channels to keep."""
-    blocks = heads or 1
-    if scores.size % blocks:
-        raise ValueError(
-            f"{where}: heads={heads} does not divide its {scores.size} channels."
-        )
-    width = scores.size // blocks
-    count = round(fraction * width)
-    if count == 0:
-        inside = f" in each of {heads} heads" if heads else ""
-        raise ValueError(
-            f"{where}: keep_fraction={fraction} of {width} channels{inside} leaves "
-            "none."
-        )
-    table = scores.reshape(blocks, width)
-    order = np.argsort(-table, axis=1, kind="stable")[:, :count]
-    return (np.sort(order, axis=1) + width * np.arange(blocks)[:, None]).ravel()

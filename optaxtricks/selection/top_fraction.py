@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from .._core import checks
+from .._core.layers import Stacked, layer_axes
 from .._core.paths import nodes_with_paths
 from .._core.selectors import Selector, matches
 from .._core.top_entries import invalid, largest
@@ -25,6 +26,7 @@ def top_fraction_mask(
     where: Selector | None = None,
     scope: Scope = "global",
     rule: Rule = "exact",
+    stacked: Stacked | None = None,
 ) -> Any:
     r"""Masks of the entries with the highest scores (Child-Tuning-D, FISH mask).
 
@@ -54,9 +56,9 @@ def top_fraction_mask(
 
     Guarantees:
       - ``rule="exact"`` keeps exactly :math:`k` entries, ties or not.
-      - The mask is the same on any sharding; over several devices the only
-        communication is all-reduces of counts, and masks are sharded like their
-        scores.
+      - The layers of a ``stacked`` leaf get the masks that they would get as leaves.
+      - The mask is the same on any sharding; over several devices only counts travel,
+        and masks are sharded like their scores.
       - float16, bfloat16, float32 and float64 are ranked without rounding; infinity
         ranks first, and -0.0 as 0.0.
 
@@ -66,9 +68,12 @@ def top_fraction_mask(
       keep_fraction: the fraction :math:`p` in ``(0, 1]``.
       where: which leaves are eligible, a selector as in :func:`select`; all by
         default. Leaves that are not come back as ``True``: trained densely.
-      scope: ``"global"`` ranks all eligible entries together, ``"leaf"`` each leaf
-        by itself.
+      scope: ``"global"`` ranks all eligible entries together, ``"leaf"`` each tensor
+        by itself: a leaf, or a layer of a stack.
       rule: ``"exact"`` or ``"percentile"``.
+      stacked: for ``scope="leaf"``, which eligible leaves are stacks of layers, as
+        ``nn.scan`` makes them: a selector, for layers on axis 0, or pattern -> axis.
+        All layers are searched at once, in programs of one size.
 
     Returns:
       A tree laid out like ``scores``: bool arrays for eligible leaves, the Python
@@ -76,9 +81,10 @@ def top_fraction_mask(
       :func:`compact_entries` take it.
 
     Raises:
-      ValueError: an argument out of range, ``where`` matches no leaf, no eligible
-        entry, a float64 NumPy array while JAX's x64 mode is off, or a score that is
-        negative or NaN.
+      ValueError: an argument out of range, ``where`` or ``stacked`` matches no leaf,
+        a stack without the axis named, ``stacked`` without ``scope="leaf"``, no
+        eligible entry, a float64 NumPy array while JAX's x64 mode is off, or a score
+        that is negative or NaN.
       TypeError: ``keep_fraction`` is not a number, or scores are traced or not real
         floats.
 
@@ -89,6 +95,13 @@ def top_fraction_mask(
       >>> mask = ot.top_fraction_mask(scores, 0.75, where="body")
       >>> mask["body"].tolist(), mask["head"]
       ([True, True, True, False], True)
+
+      Two layers in one leaf, each with a share of its own:
+
+      >>> layers = {"kernel": jnp.array([[1.0, 2.0], [4.0, 3.0]])}
+      >>> mask = ot.top_fraction_mask(layers, 0.5, scope="leaf", stacked="kernel")
+      >>> mask["kernel"].tolist()
+      [[False, True], [True, False]]
 
     References:
       Xu et al., 2021, `Raise a Child in Large Language Model
@@ -101,12 +114,17 @@ def top_fraction_mask(
     checks.fixed_fraction(keep_fraction=keep_fraction)
     checks.chosen(_SCOPES, scope=scope)
     checks.chosen(_RULES, rule=rule)
+    if stacked is not None and scope != "leaf":
+        raise ValueError(f"stacked needs scope='leaf', got scope={scope!r}.")
     eligible = iter(_eligible(scores, where))
     nodes = [(p, x) for p, x in nodes_with_paths(scores) if not _is_masked(x)]
     chosen = [node is not None and next(eligible) for _, node in nodes]
     named = [entry for entry, c in zip(nodes, chosen, strict=True) if c]
-    masks = iter(_masks(named, float(keep_fraction), scope == "leaf", rule))
     layout = jax.tree.structure(scores, is_leaf=lambda node: node is None)
+    held = [x if c else None for (_, x), c in zip(nodes, chosen, strict=True)]
+    axes = layer_axes(jax.tree.unflatten(layout, held), stacked)
+    alone = axes if scope == "leaf" else None
+    masks = iter(_masks(_checked(named), alone, float(keep_fraction), rule))
     return jax.tree.unflatten(layout, [next(masks) if c else True for c in chosen])
 
 
@@ -120,9 +138,8 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _masks(
-    named: Sequence[tuple[str, Any]], fraction: float, by_leaf: bool, rule: Rule
-) -> list[jax.Array]:
+def _checked(named: Sequence[tuple[str, Any]]) -> list[jax.Array]:
+    """The scores as arrays that can be ranked."""
     leaves = [_as_floats(path, leaf) for path, leaf in named]
     if not any(leaf.size for leaf in leaves):
         raise ValueError(
@@ -130,11 +147,26 @@ def _masks(
             "all of them are empty."
         )
     _check_scores([path for path, _ in named], leaves)
+    return leaves
+
+
+def _masks(
+    leaves: list[jax.Array],
+    axes: Sequence[int | None] | None,
+    fraction: float,
+    rule: Rule,
+) -> list[jax.Array]:
+    """Masks of leaves that are ranked together or, given their layer axes, alone."""
+    groups = [(leaves, None)]
+    if axes is not None:
+        groups = [([leaf], axis) for leaf, axis in zip(leaves, axes, strict=True)]
     masks = []
-    for group in [[leaf] for leaf in leaves] if by_leaf else [leaves]:
+    for group, axis in groups:
         size = sum(leaf.size for leaf in group)
-        rank = _RULES[rule](size, fraction)
-        masks += largest(group, rank, exact=rule == "exact")
+        axis = axis if size else None
+        layers = 1 if axis is None else group[0].shape[axis]
+        rank = _RULES[rule](size // layers, fraction)
+        masks += largest(group, rank, exact=rule == "exact", axis=axis)
     return masks
 
 

@@ -8,6 +8,7 @@ from tests.bad_input.rows import (
     BATCHES,
     INF,
     NAN,
+    NOT_A_SELECTOR,
     NUMBER,
     OUTSIDE_0_1,
     Entry,
@@ -20,6 +21,12 @@ from tests.bad_input.rows import (
 
 GROUP = ot.PruneGroup({"w": 1})
 BACKBONE = {"w": np.ones((4, 6)), "b": np.ones(3)}
+STACKED = [
+    Row("stacked", NOT_A_SELECTOR, TypeError, "stacked must be a pattern"),
+    Row("stacked", ["nothing"], ValueError, "stacked 'nothing' matches no leaf"),
+    Row("stacked", [{"nothing": 0}], ValueError, "patterns that match no leaf"),
+    Row("stacked", [{1: 0}], TypeError, "stacked must map str to int"),
+]
 FISHER = {
     "log_likelihood": lambda params, example: -(params["w"] * example["x"]).sum(),
     "params": {"w": jnp.ones(2)},
@@ -53,6 +60,7 @@ CHANNELS: dict[str, Entry] = {
             Row("clip_norm", [1.0], ValueError, "clip_norm needs per='batch'"),
             Row("clip_norm", [0.0, -1.0, NAN, INF], ValueError, "clip_norm must be"),
             Row("clip_norm", ["1", True, [1.0]], TypeError, f"clip_norm {NUMBER}"),
+            Row("stacked", ["w", {"w": 0}], ValueError, "stacked needs clip_norm"),
             Row("where", ["nothing"], ValueError, "where 'nothing' matches no leaf"),
             Row("where", [3, 1.5, {"w": "yes"}], TypeError, "where must be a pattern"),
             Row("microbatch_size", [0, -2], ValueError, "microbatch_size must be at"),
@@ -95,6 +103,9 @@ CHANNELS: dict[str, Entry] = {
             Row("importance", [{"w": BACKBONE["w"] > 0}], TypeError, "of real numbers"),
             Row("importance", [{"x": np.ones(2)}], ValueError, "backbone has not: 'x'"),
             Row("backbone", [{}, None], ValueError, "backbone has not: 'b', 'w'"),
+            *STACKED,
+            Row("stacked", [{"w": 2}, {"b": -2}], ValueError, "so no layer axis"),
+            Row("stacked", ["w", {"w": 1}], ValueError, "axis 1 is out of range for"),
         ],
     ),
 }

@@ -115,6 +115,12 @@ def selector(name: str, shown: str = "") -> list[Row]:
     ]
 
 
+STACKED = [
+    *selector("stacked"),
+    Row("stacked", [{"emb": 2}, {"b": -2}], ValueError, "and so no layer axis"),
+    Row("stacked", [{"nothing": 0}], ValueError, "patterns that match no leaf"),
+    Row("stacked", [{1: 0}], TypeError, "stacked must map str to int"),
+]
 KEY = [
     Row("key", NOT_A_KEY, TypeError, "key must be an int"),
     Row(

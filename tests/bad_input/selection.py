@@ -10,6 +10,7 @@ from tests.bad_input.rows import (
     NOT_AN_INT,
     OUTSIDE_0_1,
     RAGGED,
+    STACKED,
     Entry,
     Row,
     number,
@@ -21,7 +22,7 @@ from tests.bad_input.rows import (
 
 STRINGS = {"emb": "x", "w": jnp.ones(2)}
 TREE = {"tree": params()}
-SCORES = {"scores": params(), "keep_fraction": 0.5}
+SCORES = {"scores": params(), "keep_fraction": 0.5, "scope": "leaf"}
 ROWS = {"indices": [0, 2], "values": jnp.ones((2, 3)), "num_rows": 4}
 NUM_ROWS = [
     Row("num_rows", NOT_AN_INT, TypeError, "num_rows must be an int"),
@@ -87,6 +88,7 @@ SELECTION: dict[str, Entry] = {
             option("scope"),
             option("rule"),
             *selector("where"),
+            *STACKED,
             Row("scores", [{}, None, {"a": None}], ValueError, "no eligible entry"),
             Row("scores", [{"a": jnp.zeros(0)}], ValueError, "all of them are empty"),
             Row("scores", [STRINGS], TypeError, "the leaf at 'emb' is a str"),

@@ -56,9 +56,9 @@ def test_counts_in_two_words_and_two_stages(monkeypatch, spread):
     monkeypatch.setattr(top_entries, "_COUNTABLE", 10)
     tests = [jnp.asarray(RNG.integers(0, 2, (4, 3, 5)) == 1) for _ in range(2)]
     tally = top_entries._tally(tests, spread)
-    assert top_entries._totals([tally]) == [int(test.sum()) for test in tests]
+    assert top_entries._totals([tally]).tolist() == [int(test.sum()) for test in tests]
     many = jnp.array([[2**15, 2**16 - 1], [0, 3]], jnp.uint32)
-    assert top_entries._totals([many, many]) == [2 * (2**31 + 2**16 - 1), 6]
+    assert top_entries._totals([many, many]).tolist() == [2 * (2**31 + 2**16 - 1), 6]
 
 
 def test_ties_are_cut_where_entries_have_two_index_words(monkeypatch):
@@ -79,6 +79,73 @@ def test_a_leaf_past_two_to_the_32_lowers():
     cuts = jax.ShapeDtypeStruct((7, 2), jnp.uint32)
     text = top_entries._tied_before.lower(huge, limit, cuts, False).as_text()
     assert "tensor<80xui32>" in text  # one count a row, each below 2**32
+
+
+# Layers
+
+
+def layers_of(leaf, axis):
+    return [jnp.take(leaf, i, axis) for i in range(leaf.shape[axis])]
+
+
+def by_layer(leaves, axis, rank, exact):
+    """Each layer's mask by itself, put together again."""
+    apart = zip(*[layers_of(leaf, axis) for leaf in leaves], strict=True)
+    masks = [largest(list(group), rank, exact=exact) for group in apart]
+    return [np.stack(parts, axis) for parts in zip(*masks, strict=True)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("values", [2, 5, 10**6])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_layers_are_searched_side_by_side_as_each_alone(exact, values, axis):
+    shapes = [(3, 3, 5), (3, 3)]
+    leaves = [jnp.asarray(RNG.integers(0, values, s), jnp.float32) for s in shapes]
+    for rank in (1, 5, 17, 18):
+        got = largest(leaves, rank, exact=exact, axis=axis)
+        for mask, want in zip(got, by_layer(leaves, axis, rank, exact), strict=True):
+            np.testing.assert_array_equal(mask, want)
+
+
+def test_layers_whose_entries_have_two_index_words(monkeypatch):
+    narrow = functools.partial(index_axes, word=8)
+    monkeypatch.setattr(top_entries, "index_axes", narrow)
+    jax.clear_caches()
+    leaf = jnp.asarray(RNG.integers(0, 2, (5, 4, 8)), jnp.float32)
+    for rank in (1, 8, 23, 40):
+        (got,) = largest([leaf], rank, exact=True, axis=1)
+        (want,) = by_layer([leaf], 1, rank, True)
+        np.testing.assert_array_equal(got, want)
+    jax.clear_caches()
+
+
+def test_as_many_traces_for_a_hundred_layers_as_for_one(monkeypatch):
+    traces, tally = [], top_entries._tally
+    spy = lambda tests, spread: traces.append(len(tests)) or tally(tests, spread)
+    monkeypatch.setattr(top_entries, "_tally", spy)
+    for layers in (1, 100):
+        traces.clear()
+        leaf = jnp.asarray(RNG.integers(0, 3, (layers, 13)), jnp.float32)
+        largest([leaf], 6, exact=True, axis=0)
+        assert len(traces) <= 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_layers_need_no_temporary_of_the_scores_size(axis):
+    leaf = jnp.ones((64, 64, 64))
+    for pass_, words in (
+        (top_entries._reaching, ((7, 64),)),
+        (top_entries._against, ((64,),)),
+        (top_entries._tied_before, ((64,), (7, 2, 64))),
+        (top_entries._mask, ((64,), (1, 2, 64))),
+    ):
+        counts = pass_ is not top_entries._mask
+        run = top_entries._each_layer(
+            pass_, axis, -1 if counts else axis, (False,) if counts else (), None
+        )
+        words = [np.ones(shape, np.uint32) for shape in words]
+        analysis = run.lower(leaf, *words).compile().memory_analysis()
+        assert analysis.temp_size_in_bytes < leaf.nbytes / 16
 
 
 SPECS = {"a": P("x", "y"), "b": P(), "c": P(None, "x")}

@@ -1,4 +1,4 @@
-"""Over devices the search for the largest entries adds up counts, and nothing else."""
+"""Over devices the search for the largest entries moves counts, and nothing else."""
 
 from typing import Any
 
@@ -44,3 +44,38 @@ def test_a_pass_reduces_scalars(name: str, axes: Any, kind: AxisType) -> None:
     assert found or name == "mask"
     arguments = [x for x in rest if x is not True]
     np.testing.assert_array_equal(run(there, *arguments), program(scores, *rest))
+
+
+LAYERS = 4
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axes", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.parametrize("name", [x for x in PASSES if x != "invalid"])
+def test_a_pass_over_layers_moves_counts_of_each(
+    name: str, axes: Any, axis: int, kind: AxisType
+) -> None:
+    program, rest = PASSES[name]
+    words = [np.stack([x] * LAYERS, -1) for x in rest if x is not True]
+    mesh = jax.make_mesh((2, 4), ("rows", "columns"), axis_types=(kind,) * 2)
+    shape = [8, 16]
+    shape.insert(axis, LAYERS)
+    scores = jnp.abs(values(tuple(shape), jnp.float32, 0))
+    # The layers themselves may be spread, over four devices at most.
+    spec = ["columns" if x == ("rows", "columns") else x for x in axes]
+    there = jax.device_put(scores, NamedSharding(mesh, PartitionSpec(*spec)))
+    static, out, whole = (True,), -1, NamedSharding(mesh, PartitionSpec())
+    if name == "mask":
+        static, out, whole = (), axis, None
+    run: Any = top_entries._each_layer(program, axis, out, static, whole)
+    found = exchanges(run.lower(there, *words).compile().as_text())
+    assert all(x.kind in ("all-reduce", "all-gather") for x in found)
+    assert all(x.size <= 7 * 2 * LAYERS for x in found)
+    assert found if name != "mask" else not found
+    got = run(there, *words)
+    assert name == "mask" or got.is_fully_replicated
+    for i in range(LAYERS):
+        layer, own = jnp.take(scores, i, axis), [word[..., i] for word in words]
+        want = program(layer, *own, *static)
+        np.testing.assert_array_equal(np.take(np.asarray(got), i, out), want)

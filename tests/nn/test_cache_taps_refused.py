@@ -154,8 +154,8 @@ def test_a_damaged_manifest(tmp_path):
         path.write_text(bad)
         with pytest.raises(ValueError, match=r"the cache is damaged: .*taps.json"):
             cached(tmp_path)
-    path.write_text(held.replace("taps 1", "taps 2"))
-    with pytest.raises(ValueError, match="has format 'optaxtricks taps 2', this is"):
+    path.write_text(held.replace("taps 1", "taps 3"))
+    with pytest.raises(ValueError, match="has format 'optaxtricks taps 3', this reads"):
         ot.nn.TapCache.open(tmp_path)
 
 

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..rungs import Rungs, like_inputs
+from ..rungs import Rungs, Taps, like_inputs
 
 
 class SideLadder(nn.Module):
     r"""Gated rungs over tapped activations, as ``optaxtricks.nn.SideLadder``.
 
-    Equations, guarantees, parameters and the use for an encoder and a decoder are told
-    there; both have the same names of parameters, so that they can be exchanged.
+    Equations, guarantees, parameters, the forms of taps and the use for an encoder and
+    a decoder are told there; both have the same names of parameters, so that they can
+    be exchanged.
 
     Attributes:
       block: from the side width and the index of a layer, an unbound module, the side
@@ -107,12 +108,13 @@ class SideLadder(nn.Module):
         if self.merge == "gated":
             self._alpha = self.param("top_gate", nn.initializers.ones, (), dtype)
 
-    def __call__(self, taps: Sequence[Any], *args: Any, **kwargs: Any) -> jax.Array:
+    def __call__(self, taps: Taps, *args: Any, **kwargs: Any) -> jax.Array:
         """From the taps, the top: :meth:`side_state`, then :meth:`merge_top`."""
+        taps = self.rungs.listed(taps)
         state = self.side_state(taps, *args, **kwargs)
         return state if self.merge is None else self.merge_top(state, taps[-1])
 
-    def side_state(self, taps: Sequence[Any], *args: Any, **kwargs: Any) -> jax.Array:
+    def side_state(self, taps: Taps, *args: Any, **kwargs: Any) -> jax.Array:
         """The side state above the last side block, of width ``side_width``.
 
         Further arguments go to every side block.
