@@ -47,6 +47,7 @@ from .transforms import keep_entries as keep_entries
 from .transforms import lazy_rows as lazy_rows
 from .transforms import magma as magma
 from .transforms import monitor_groups as monitor_groups
+from .transforms import scale_by_depth as scale_by_depth
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
 from .transforms import scale_by_path as scale_by_path
@@ -89,6 +90,7 @@ __all__ = [
     "metrics",
     "mixed_sign",
     "monitor_groups",
+    "scale_by_depth",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_path",
