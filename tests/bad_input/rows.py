@@ -115,6 +115,17 @@ def selector(name: str, shown: str = "") -> list[Row]:
     ]
 
 
+def stacks() -> list[Row]:
+    """Rows of an argument that says which leaves are stacks, on which axis."""
+    return [
+        *selector("stacked"),
+        Row("stacked", [{"emb": 2}, {"b": -2}], ValueError, "no layer axis"),
+        Row("stacked", [{"x": 0}], ValueError, "stacked has patterns that match no"),
+        Row("stacked", [{"(": 0}], ValueError, "is not a regular expression"),
+        Row("stacked", [{1: 0}], TypeError, "stacked must map str to int"),
+    ]
+
+
 KEY = [
     Row("key", NOT_A_KEY, TypeError, "key must be an int"),
     Row(

@@ -269,7 +269,7 @@ def test_layers_that_optax_takes_out_still_count() -> None:
     assert_same(got["layers"][:2], want["layers"][:2])
     assert_same(got["layers"][2:], params["layers"][2:])
     labels = jax.tree.map(lambda keep: "low" if keep else "high", frozen)
-    parts = {"low": depth(), "high": optax.chain(depth(), optax.scale(3.0))}
+    parts: Any = {"low": depth(), "high": optax.chain(depth(), optax.scale(3.0))}
     got = run(optax.partition(parts, labels), params)
     assert_same(got["layers"][:2], want["layers"][:2])
     assert_same(got["layers"][2:], jax.tree.map(lambda x: 3 * x, want["layers"][2:]))
