@@ -37,8 +37,8 @@ class Case:
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
       exchange: what devices tell each other where that is not so: "scalars", "rows" (a
-        number or a bit for each row too), "leaves", or after all "nothing"; see
-        `tests/collectives.py`.
+        number or a bit for each row too), "layers" (a number for each, gathered too),
+        "leaves", or after all "nothing"; see `tests/collectives.py`.
       reads_state: every part of the state decides on the next step; what does not,
         a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
@@ -78,6 +78,12 @@ def _is_matrix(path: str, leaf: Any) -> bool:
 def _by_rank(tree: Any) -> Any:
     """Labels that every tree has: one for scalars, one for the rest."""
     return jax.tree.map(lambda leaf: "rest" if jnp.ndim(leaf) else "scalars", tree)
+
+
+def _by_rows(tree: Any) -> Any:
+    """Labels for which leaves of equally many rows come together."""
+    named = lambda leaf: f"{leaf.shape[0]} rows" if jnp.ndim(leaf) else "scalars"
+    return jax.tree.map(named, tree)
 
 
 def _stack_of(params: Any) -> Callable[[str, Any], bool]:
@@ -272,6 +278,14 @@ CASES: dict[str, Case] = {
         lambda params: {"labels": _by_rank},
         elementwise=False,
         exchange="rows",
+        reads_state=False,
+        ulps=4,
+    ),
+    "monitor_groups_stacked": Case(
+        ot.monitor_groups,
+        lambda params: {"labels": _by_rows, "stacked": _has_rows},
+        elementwise=False,
+        exchange="layers",
         reads_state=False,
         ulps=4,
     ),

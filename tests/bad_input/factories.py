@@ -165,6 +165,8 @@ FACTORIES |= {
             Row("labels", [3, [1], {"emb": 1}], TypeError, "labels must be strings"),
             Row("labels", [None, {"emb": "a"}], ValueError, "labels says nothing"),
             Row("labels", [lambda tree: 3], TypeError, "labels must be strings"),
+            *stacks(),
+            Row("stacked", ["emb"], ValueError, "must have leaves of one number of"),
         ],
     ),
     **factory(
