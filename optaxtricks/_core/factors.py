@@ -3,9 +3,6 @@
 Vectors that are known are NumPy's: checked and compared without a device.
 """
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -15,9 +12,6 @@ import numpy as np
 from . import checks
 from .paths import OneLeaf
 from .scaling import scaled
-
-Notes = dict[tuple[int, str], Any]
-_notes: ContextVar[Notes | None] = ContextVar("factors", default=None)
 
 
 def factor(**named: Any) -> Any:
@@ -68,29 +62,6 @@ def times(update: Any, factor: Any, axis: int | None = None) -> Any:
         rows = rows.sound()
         return rows.with_values(scaled(rows.values, factor))
     return scaled(update, factor, axis)
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[Notes]:
-    """Collects what transformations note of their factors while they are traced."""
-    notes: Notes = {}
-    token = _notes.set(notes)
-    try:
-        yield notes
-    finally:
-        _notes.reset(token)
-
-
-def note(owner: object, path: str, factor: Any) -> None:
-    """Notes the factor that a transformation gives a leaf, if anyone collects them.
-
-    An owner that is traced several times has one factor for each leaf all the same.
-    What is not known while it is traced is noted as None.
-    """
-    notes = _notes.get()
-    if notes is not None:
-        known = not isinstance(factor, jax.core.Tracer)
-        notes[id(owner), path] = np.asarray(factor, np.float64) if known else None
 
 
 def _is_vector(value: Any) -> bool:

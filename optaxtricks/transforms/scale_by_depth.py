@@ -11,7 +11,8 @@ import optax
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.depths import Above, Layering, layers_above
-from .._core.factors import note, times
+from .._core.factor_notes import note
+from .._core.factors import times
 from .._core.layers import Stacked
 from .._core.paths import flatten, leaves_with_paths
 from .._core.selectors import Selector, compiled
@@ -145,13 +146,13 @@ def scale_by_depth(
         del params, extra_args
         update_checks.state_of(optax.EmptyState, state, by="scale_by_depth")
         update_checks.inexact_updates(updates, by="scale_by_depth")
+        named, layout = leaves_with_paths(updates), flatten(updates)[1]
         factors = [_power(decay, gap, above) for above in layers_above(updates, how)]
-        for (path, _), factor in zip(leaves_with_paths(updates), factors, strict=True):
-            note(how, path, factor)
         axes = update_checks.stack_axes(updates, stacked)
-        leaves, layout = flatten(updates)
-        triples = zip(leaves, factors, axes, strict=True)
-        out = [times(leaf, factor, axis) for leaf, factor, axis in triples]
+        out = [
+            note(times(leaf, factor, axis), path, factor)
+            for (path, leaf), factor, axis in zip(named, factors, axes, strict=True)
+        ]
         return jax.tree.unflatten(layout, out), state
 
     return transformation(init, update, one_leaf=True)

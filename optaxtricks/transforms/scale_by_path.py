@@ -9,7 +9,8 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
-from .._core.factors import check_length, factor, factor_at, note, times
+from .._core.factor_notes import note
+from .._core.factors import check_length, factor, factor_at, times
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import flatten, leaves_with_paths
 from ..selection.labels import PathLabels, label_by_path
@@ -121,13 +122,14 @@ def scale_by_path(
         now = {s: factor_at(step, **{_name(s): f}) for s, f in known.items()}
         axes = update_checks.stack_axes(updates, stacked)
         found = _of_leaves(updates, patterns, now, axes)
-        leaves, layout = flatten(updates)
-        triples = zip(leaves, found, axes, strict=True)
-        out = [times(leaf, value, axis) for leaf, value, axis in triples]
-        for (path, _), value in zip(leaves_with_paths(updates), found, strict=True):
-            note(known, path, value)
+        named = zip(leaves_with_paths(updates), found, axes, strict=True)
+        out = [
+            note(times(leaf, value, axis), path, value)
+            for (path, leaf), value, axis in named
+        ]
         if step is not None:
             step = jnp.asarray(optax.safe_increment(step))
+        layout = flatten(updates)[1]
         return jax.tree.unflatten(layout, out), ScaleByPathState(step=step)
 
     return transformation(init, update, one_leaf=True)

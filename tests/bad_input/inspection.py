@@ -22,6 +22,7 @@ from tests.bad_input.rows import (
     ot,
     params,
     selector,
+    stacks,
     whole,
 )
 
@@ -81,6 +82,7 @@ INSPECTION: dict[str, Entry] = {
             Row("tx", NOT_A_TX, TypeError, "tx must be"),
             Row("params", [{}, None, []], ValueError, "summary needs parameters"),
             Row("params", [{"emb": "x"}, {"emb": object()}], TypeError, "at 'emb'"),
+            *stacks(),
         ],
     ),
     "state_shardings": Entry(
