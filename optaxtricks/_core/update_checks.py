@@ -51,6 +51,8 @@ def same_shapes(
 def stack_axes(updates: Any, stacked: Stacked | None) -> list[int | None]:
     """The layer axes of updates; rows of a RowSparse are no layers."""
     axes = layer_axes(updates, stacked)
+    if stacked is None:
+        return axes  # without the cost of paths
     for (path, leaf), axis in zip(leaves_with_paths(updates), axes, strict=True):
         if axis is not None and isinstance(leaf, OneLeaf):
             raise ValueError(

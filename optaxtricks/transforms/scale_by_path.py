@@ -121,11 +121,9 @@ def scale_by_path(
         step = state.step
         now = {s: factor_at(step, **{_name(s): f}) for s, f in known.items()}
         axes = update_checks.stack_axes(updates, stacked)
-        found = _of_leaves(updates, patterns, now, axes)
-        named = zip(leaves_with_paths(updates), found, axes, strict=True)
         out = [
             note(times(leaf, value, axis), path, value)
-            for (path, leaf), value, axis in named
+            for path, leaf, value, axis in _of_leaves(updates, patterns, now, axes)
         ]
         if step is not None:
             step = jnp.asarray(optax.safe_increment(step))
@@ -137,14 +135,15 @@ def scale_by_path(
 
 def _of_leaves(
     tree: Any, patterns: PathLabels, factors: Mapping[str, Any], axes: list[int | None]
-) -> list[Any]:
-    """The factor of each leaf, 1 where there is none; vectors of the leaf's length."""
+) -> list[tuple[str, Any, Any, int | None]]:
+    """Path, leaf, factor and layer axis of each leaf; vectors have its length."""
     found = jax.tree.leaves(patterns(tree))
-    named = leaves_with_paths(tree)
-    for (path, leaf), pattern, axis in zip(named, found, axes, strict=True):
-        if pattern in factors:
-            check_length(factors[pattern], path, leaf, axis, _name(pattern))
-    return [factors.get(pattern, 1) for pattern in found]
+    quads = []
+    for (path, leaf), s, axis in zip(leaves_with_paths(tree), found, axes, strict=True):
+        if s in factors:
+            check_length(factors[s], path, leaf, axis, _name(s))
+        quads.append((path, leaf, factors.get(s, 1), axis))
+    return quads
 
 
 def _checked(factors: Any) -> dict[str, Any]:
