@@ -37,8 +37,8 @@ class Case:
       elementwise: an entry of the update depends on that entry's own history alone,
         so no device needs to hear from another.
       exchange: what devices tell each other where that is not so: "scalars", "rows" (a
-        number or a bit for each row too), "layers" (a number for each, gathered too),
-        "leaves", or after all "nothing"; see `tests/collectives.py`.
+        number or a bit for each row too), "leaves", or after all "nothing"; see
+        `tests/collectives.py`.
       reads_state: every part of the state decides on the next step; what does not,
         a compiled step drops, and so cannot donate.
       param_shaped: what the state holds for a parameter has the parameter's shape.
@@ -285,7 +285,7 @@ CASES: dict[str, Case] = {
         ot.monitor_groups,
         lambda params: {"labels": _by_rows, "stacked": _has_rows},
         elementwise=False,
-        exchange="layers",
+        exchange="rows",
         reads_state=False,
         ulps=4,
     ),

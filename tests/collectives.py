@@ -50,12 +50,6 @@ ALLOWED: dict[str, Callable[[Exchange, tuple[int, ...]], bool]] = {
     "rows": lambda found, leaf: (
         found.kind == "all-reduce" and len(found.shape) <= 1 and found.size <= max(leaf)
     ),
-    # A number for each layer, of which a device may have worked out its own alone.
-    "layers": lambda found, leaf: (
-        found.kind in ("all-reduce", "all-gather")
-        and len(found.shape) <= 1
-        and found.size <= max(leaf)
-    ),
     # Entries themselves, to and from a leaf that is whole.
     "leaves": lambda found, leaf: (
         found.kind in ("all-reduce", "all-gather") and found.size <= math.prod(leaf)

@@ -13,7 +13,6 @@ from .._core.build import transformation
 from .._core.groups import Labels, group_labels
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import leaves_with_paths, listing
-from .._core.shardings import replicated
 from .._core.totals import Totals, fraction, leaf_totals, merged, with_known
 from ..selection.row_sparse import RowSparse
 
@@ -211,9 +210,18 @@ def _readings_of(group: _Group) -> dict[str, jax.Array]:
     leaves = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
     if not group.shape:
         return _readings(leaves)
-    # Of a stack divided by layers, each device has readings of its own layers.
     each = jax.vmap(_readings, in_axes=(group.axes,))(leaves)
-    return {reading: replicated(values) for reading, values in each.items()}
+    return {reading: _everywhere(values) for reading, values in each.items()}
+
+
+def _everywhere(values: jax.Array) -> jax.Array:
+    """The same vector, whole on every device.
+
+    Where layers are divided over devices, each has worked out those of its own. A
+    compiler may leave a vector like that, but not a sum over what is divided.
+    """
+    own = jnp.eye(values.shape[0], dtype=bool)
+    return jnp.where(own, values[:, None], np.float32(0)).sum(axis=0)
 
 
 def _readings(leaves: list[Any]) -> dict[str, jax.Array]:

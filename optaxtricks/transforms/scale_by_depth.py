@@ -175,7 +175,10 @@ def _power(decay: Any, gap: Any, above: Above) -> Any:
     if above is None:
         return 1
     if not any(isinstance(value, jax.core.Tracer) for value in (decay, gap)):
-        return float(decay) ** (float(gap) + np.asarray(above, np.float64))
+        # Number by number: NumPy raises many at once otherwise than one.
+        power = lambda layers: float(decay) ** (float(gap) + layers)
+        single = isinstance(above, int)
+        return power(above) if single else np.asarray([power(n) for n in above])
     base, offset = (_wide(value) for value in (decay, gap))
     return jnp.power(base, offset + jnp.asarray(above, offset.dtype))
 
