@@ -27,7 +27,7 @@ toc_object_entries_show_parents = "hide"
 # A role that leads nowhere is an error; types of other packages have no page here.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(axes|flax|jax|matplotlib|nn|nnx|np|optax|os|plt)\..*"),
+    ("py:class", r"(axes|flax|jax|matplotlib|nn|nnx|np|optax|os|plt|re)\..*"),
     ("py:class", "Any|Axes|Callable|Iterable|Mapping|Sequence"),
 ]
 

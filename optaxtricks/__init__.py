@@ -48,6 +48,7 @@ from .transforms import lazy_rows as lazy_rows
 from .transforms import magma as magma
 from .transforms import monitor_groups as monitor_groups
 from .transforms import per_layer as per_layer
+from .transforms import scale_by_depth as scale_by_depth
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
 from .transforms import scale_by_path as scale_by_path
@@ -91,6 +92,7 @@ __all__ = [
     "mixed_sign",
     "monitor_groups",
     "per_layer",
+    "scale_by_depth",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_path",

@@ -5,6 +5,7 @@ test asks for a name.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,32 @@ def _is_matrix(path: str, leaf: Any) -> bool:
 def _by_rank(tree: Any) -> Any:
     """Labels that every tree has: one for scalars, one for the rest."""
     return jax.tree.map(lambda leaf: "rest" if jnp.ndim(leaf) else "scalars", tree)
+
+
+def _by_rows(tree: Any) -> Any:
+    """Labels for which leaves of equally many rows come together."""
+    named = lambda leaf: f"{leaf.shape[0]} rows" if jnp.ndim(leaf) else "scalars"
+    return jax.tree.map(named, tree)
+
+
+def _stack_of(params: Any) -> Callable[[str, Any], bool]:
+    """A selector of the leaves with the fewest rows, of which there are some more."""
+    rows = [leaf.shape[0] for leaf in jax.tree.leaves(params) if jnp.ndim(leaf)]
+    fewest = min(row for row in rows if row)
+    return lambda path, leaf: jnp.shape(leaf)[:1] == (fewest,)
+
+
+def _rates_of_layers(params: Any) -> dict[str, Any]:
+    """A vector for the stack, and a number for the rest."""
+    is_stack, rates = _stack_of(params), {}
+
+    def visit(path: str, leaf: Any) -> bool:
+        if is_stack(path, leaf):
+            rates[f"^{re.escape(path)}$"] = 0.7 ** np.arange(leaf.shape[0])
+        return True
+
+    ot.select(params, visit)
+    return {**rates, "": 0.3}
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -281,6 +308,14 @@ CASES: dict[str, Case] = {
         elementwise=False,
         exchange="rows",
     ),
+    "monitor_groups_stacked": Case(
+        ot.monitor_groups,
+        lambda params: {"labels": _by_rows, "stacked": _has_rows},
+        elementwise=False,
+        exchange="rows",
+        reads_state=False,
+        ulps=4,
+    ),
     "scale_by_path": Case(
         ot.scale_by_path,
         lambda params: {"factors": {"": 0.7}},
@@ -290,6 +325,25 @@ CASES: dict[str, Case] = {
         lambda params: {
             "factors": {"": lambda step: jnp.where(step < 1, 0.3, 1.7)},
         },
+    ),
+    "scale_by_path_stacked": Case(
+        ot.scale_by_path,
+        lambda params: {
+            "factors": _rates_of_layers(params),
+            "stacked": _stack_of(params),
+        },
+    ),
+    "scale_by_depth": Case(
+        ot.scale_by_depth,
+        lambda params: {
+            "decay": 0.7,
+            "stacked": (is_stack := _stack_of(params)),
+            "first": lambda path, leaf: (
+                _has_rows(path, leaf) and not is_stack(path, leaf)
+            ),
+        },
+        inject=("decay", "gap"),
+        ulps=4,
     ),
     "ema_params": Case(
         ot.ema_params,

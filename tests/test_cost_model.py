@@ -75,6 +75,7 @@ def test_time_is_traffic_over_bandwidth() -> None:
 PARTS = {
     "at_window_end": "tiger",
     "child_tuning_f": "gradient_dropout",
+    "scale_by_depth": "scale_by_path",
     "scale_by_lion": "lion",
     "scale_by_param_rms": "tiger",
     "scale_by_tiger": "tiger",

@@ -12,9 +12,9 @@ import optax
 from .paths import leaves_with_paths, listing
 
 
-def fraction(**named: Any) -> None:
-    """Rejects a number outside (0, 1]; a schedule (callable) or tracer passes."""
-    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]", schedule=True)
+def fraction(*, schedule: bool = True, **named: Any) -> None:
+    """Rejects a number outside (0, 1]; a tracer and, if allowed, a schedule pass."""
+    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]", schedule=schedule)
 
 
 def fixed_fraction(**named: Any) -> None:

@@ -40,6 +40,18 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     return found
 
 
+def hole_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
+    """Which holes of `tree` are selected, in their order, as far as paths say it.
+
+    A predicate selects none: it may look at the leaf.
+    """
+    leaves, gaps = leaves_with_paths(tree), holes(tree)
+    if callable(selector):
+        return [False] * len(gaps)
+    chosen = _predicate(selector, [path for path, _ in leaves] + gaps, name)
+    return [_covers(chosen, path) for path in gaps]
+
+
 def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     """As `matches`, for a choice that must leave something over.
 

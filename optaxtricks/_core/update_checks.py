@@ -7,7 +7,8 @@ import optax
 
 from . import checks
 from .build import transformation
-from .paths import OneLeaf, flatten, is_hole, nodes_with_paths
+from .layers import Stacked, layer_axes
+from .paths import OneLeaf, flatten, is_hole, leaves_with_paths, nodes_with_paths
 
 
 def inexact_updates(updates: Any, *, by: str) -> None:
@@ -45,6 +46,20 @@ def same_shapes(
                 f"{by} got an update of {_shown(shape)} at {path!r}, where {name} has "
                 f"{_shown(other)}."
             )
+
+
+def stack_axes(updates: Any, stacked: Stacked | None) -> list[int | None]:
+    """The layer axes of updates; rows of a RowSparse are no layers."""
+    axes = layer_axes(updates, stacked)
+    if stacked is None:
+        return axes  # without the cost of paths
+    for (path, leaf), axis in zip(leaves_with_paths(updates), axes, strict=True):
+        if axis is not None and isinstance(leaf, OneLeaf):
+            raise ValueError(
+                f"the update at {path!r} is a {type(leaf).__name__}, whose rows are no "
+                "layers: let `stacked` leave it out."
+            )
+    return axes
 
 
 def with_params(

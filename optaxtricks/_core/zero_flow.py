@@ -20,6 +20,7 @@ _KEEPS_ZERO = {
     "cumsum",
     "expand_dims",
     "imag",
+    "name",
     "neg",
     "pad",
     "real",

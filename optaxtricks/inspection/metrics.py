@@ -24,13 +24,15 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
     Returns:
       Scalars by name, such as ``"updates/emb/rms"`` (name of the monitor, label,
-      reading) and ``"hyperparams/learning_rate"``. Inside ``optax.partition`` the
+      reading), for stacks ``"updates/blocks/3/rms"`` of each layer, and
+      ``"hyperparams/learning_rate"``. Inside ``optax.partition`` the
       label of the part comes between, as in ``"hyperparams/fast/learning_rate"``; a
       name that comes again gets a number, ``"hyperparams/learning_rate#2"``. Empty if
       there is nothing to read.
 
     Raises:
-      ValueError: two monitors have the same name and share a label.
+      ValueError: two monitors have the same name and share a label, or one has a label
+        such as ``"blocks/3"`` for what another reads as a layer.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -49,14 +51,26 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
             continue  # a monitor of no leaf
         for name, groups in state.readings.items():
             for label, readings in groups.items():
-                for reading, value in readings.items():
-                    full = f"{name}/{label}/{reading}"
+                for full, value in _by_layer(f"{name}/{label}", readings):
                     if full in found:
                         raise ValueError(
                             f"two monitors report {full!r}; give each its own name."
                         )
-                    found[full] = _array(value)
+                    found[full] = value
     return found | _hyperparams(opt_state, ())
+
+
+def _by_layer(prefix: str, readings: dict[str, Any]) -> list[tuple[str, jax.Array]]:
+    """The readings of a label with their names; a vector has one for each layer."""
+    found: list[tuple[str, jax.Array]] = []
+    for reading, value in readings.items():
+        array = _array(value)
+        if jnp.ndim(array):
+            each = enumerate(array)
+            found += [(f"{prefix}/{i}/{reading}", layer) for i, layer in each]
+        else:
+            found.append((f"{prefix}/{reading}", array))
+    return found
 
 
 def _hyperparams(tree: Any, above: tuple[str, ...]) -> dict[str, jax.Array]:

@@ -21,6 +21,7 @@ from .monitor_groups import MonitorGroupsState as MonitorGroupsState
 from .monitor_groups import monitor_groups as monitor_groups
 from .param_rms import scale_by_param_rms as scale_by_param_rms
 from .per_layer import per_layer as per_layer
+from .scale_by_depth import scale_by_depth as scale_by_depth
 from .scale_by_path import ScaleByPathState as ScaleByPathState
 from .scale_by_path import scale_by_path as scale_by_path
 from .shrink_nonfinite import shrink_nonfinite as shrink_nonfinite
@@ -48,6 +49,7 @@ __all__ = [
     "magma",
     "monitor_groups",
     "per_layer",
+    "scale_by_depth",
     "scale_by_lion",
     "scale_by_param_rms",
     "scale_by_path",

@@ -11,17 +11,12 @@ import optax
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.groups import Labels, group_labels
-from .._core.paths import flatten, listing
-from .._core.totals import (
-    Totals,
-    fraction,
-    leaf_totals,
-    merged,
-    with_known,
-)
+from .._core.layers import Stacked, layer_axes
+from .._core.paths import leaves_with_paths, listing
+from .._core.totals import Totals, fraction, leaf_totals, merged, with_known
 from ..selection.row_sparse import RowSparse
 
-_READINGS = ("norm", "rms", "max", "zero_fraction", "active_row_fraction")
+_READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
 
 
 class MonitorGroupsState(NamedTuple):
@@ -30,14 +25,15 @@ class MonitorGroupsState(NamedTuple):
     Attributes:
       readings: under the name of the monitor, for each label the float32 scalars
         ``norm``, ``rms``, ``max``, ``zero_fraction`` and ``active_row_fraction`` of
-        the latest updates; zeros before the first.
+        the latest updates, vectors of one number a layer where its leaves are stacks;
+        zeros before the first.
     """
 
     readings: dict[str, dict[str, dict[str, jax.Array]]] | jax.Array
 
 
 def monitor_groups(
-    labels: Labels, *, name: str = "updates"
+    labels: Labels, *, name: str = "updates", stacked: Stacked | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps a few numbers on the updates of each group of leaves; changes nothing.
 
@@ -49,6 +45,10 @@ def monitor_groups(
     - ``zero_fraction``: the fraction of entries that are exactly zero;
     - ``active_row_fraction``: of all rows (indices of axis 0) of the leaves of rank 2
       or more, the fraction that is not all zero; 0 if there is no such leaf.
+
+    With ``stacked`` a label whose leaves are stacks has each of these once for every
+    layer, as if the layers were a list with a label each. A row is then an index of
+    axis 0 of one layer.
 
     First in a chain it watches gradients, last complete updates, and the two side by
     side show rows that move without a gradient. :func:`metrics` reads the numbers out
@@ -66,9 +66,10 @@ def monitor_groups(
         :math:`2^{40}` entries a label and :math:`2^{32}` entries a row.
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
-      - No communication but scalars, and one bit a row for leaves whose rows are
-        divided over devices, into parts of equal length of at least 24 entries.
-        Nothing waits for the device.
+      - A stack is read where it lies, whatever its layer axis.
+      - No communication but scalars, one a layer of stacks, and one bit a row for
+        leaves whose rows are divided over devices, into parts of equal length of at
+        least 24 entries. Nothing waits for the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
@@ -76,14 +77,17 @@ def monitor_groups(
         or a prefix of it (one string is the prefix of all); matched by path.
       name: what :func:`metrics` puts before the label; give every monitor of an
         optimizer its own.
+      stacked: the leaves that are stacks of layers: a selector (see :func:`select`),
+        for layers on axis 0, or pattern -> layer axis.
 
     Returns:
       A transformation whose state is a :class:`MonitorGroupsState`. A
       :class:`RowSparse` leaf counts as the table that it stands for.
 
     Raises:
-      ValueError: ``name`` is empty; from ``init``, a leaf without a label; from
-        ``update``, other labels than ``init`` saw.
+      ValueError: ``name`` is empty; from ``init``, a leaf without a label, a label
+        that stacks share with other leaves or with stacks of more or fewer layers, and
+        as ``stacked``; from ``update``, other labels or layers than ``init`` saw.
       TypeError: ``name`` or a label is no string; from ``init``, an integer leaf.
 
     Examples:
@@ -97,6 +101,11 @@ def monitor_groups(
       (1.5, 3.0)
       >>> float(table["zero_fraction"]), float(table["active_row_fraction"])
       (0.75, 0.5)
+      >>> tx = ot.monitor_groups("layers", stacked="^w$")
+      >>> grads = {"w": jnp.array([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])}
+      >>> _, state = tx.update(grads, tx.init(grads))
+      >>> state.readings["updates"]["layers"]["norm"].tolist()
+      [5.0, 10.0, 0.0]
 
     References:
       ``optax.monitor`` and ``optax.snapshot`` keep any one measure, of the whole tree.
@@ -109,13 +118,17 @@ def monitor_groups(
 
     def init(params: optax.Params) -> MonitorGroupsState:
         checks.inexact_leaves(params, by="monitor_groups")
-        found = sorted(set(group_labels(params, labels)))
-        if not found:
+        groups = _groups(params, labels, layer_axes(params, stacked))
+        if not groups:
             # optax.tree.map_params takes the state of a tree without leaves as a
             # prefix of every other state.
             return MonitorGroupsState(readings=jnp.zeros((), jnp.float32))
-        zero = lambda: {key: jnp.zeros((), jnp.float32) for key in sorted(_READINGS)}
-        return MonitorGroupsState({name: {label: zero() for label in found}})
+        zeros = lambda group: {
+            reading: jnp.zeros(group.shape, jnp.float32) for reading in _READINGS
+        }
+        return MonitorGroupsState(
+            {name: {label: zeros(group) for label, group in groups.items()}}
+        )
 
     def update(
         updates: optax.Updates,
@@ -126,30 +139,89 @@ def monitor_groups(
         del params, extra_args
         update_checks.state_of(MonitorGroupsState, state, by="monitor_groups")
         update_checks.inexact_updates(updates, by="monitor_groups")
-        groups = _groups(updates, labels)
-        held = state.readings
-        known = sorted(held.get(name, ())) if isinstance(held, dict) else []
-        if known != sorted(groups):
-            raise ValueError(
-                f"monitor_groups was initialised with the labels {listing(known)} but "
-                f"got updates with {listing(sorted(groups))}."
-            )
+        axes = update_checks.stack_axes(updates, stacked)
+        groups = _groups(updates, labels, axes)
+        _check_known(state, name, groups)
         if not groups:
             return updates, state
-        readings = {label: _readings(groups[label]) for label in known}
+        readings = {label: _readings_of(group) for label, group in groups.items()}
         return updates, MonitorGroupsState(readings={name: readings})
 
     return transformation(init, update, one_leaf=True)
 
 
-def _groups(updates: optax.Updates, labels: Labels) -> dict[str, list[Any]]:
-    """The leaves of each label, a RowSparse being one."""
-    leaves, _ = flatten(updates)
-    groups: dict[str, list[Any]] = {}
-    for leaf, label in zip(leaves, group_labels(updates, labels), strict=True):
-        leaf = leaf if isinstance(leaf, RowSparse) else jnp.asarray(leaf)
-        groups.setdefault(label, []).append(leaf)
-    return groups
+class _Group(NamedTuple):
+    """The leaves of one label, their layer axes, and the shape of each reading."""
+
+    leaves: list[Any]
+    axes: list[int | None]
+    shape: tuple[int, ...]
+
+
+def _groups(tree: Any, labels: Labels, axes: list[int | None]) -> dict[str, _Group]:
+    """The leaves of each label, in the order of labels; a RowSparse is one leaf."""
+    members: dict[str, list[Any]] = {}
+    found = zip(leaves_with_paths(tree), group_labels(tree, labels), axes, strict=True)
+    for (path, leaf), label, axis in found:
+        members.setdefault(label, []).append((path, leaf, axis))
+    return {label: _group(label, members[label]) for label in sorted(members)}
+
+
+def _group(label: str, members: list[tuple[str, Any, int | None]]) -> _Group:
+    kinds: dict[tuple[int, ...], list[str]] = {}
+    for path, leaf, axis in members:
+        shape = () if axis is None else (leaf.shape[axis],)
+        kinds.setdefault(shape, []).append(path)
+    if len(kinds) > 1:
+        each = [
+            f"{f'{shape[0]} layers' if shape else 'no stack'}: {listing(paths, 5)}"
+            for shape, paths in kinds.items()
+        ]
+        raise ValueError(
+            f"the label {label!r} must have leaves of one number of layers, got "
+            f"{'; '.join(each)}. Give each kind a label of its own."
+        )
+    _, leaves, axes = zip(*members, strict=True)
+    return _Group(list(leaves), list(axes), next(iter(kinds)))
+
+
+def _check_known(
+    state: MonitorGroupsState, name: str, groups: dict[str, _Group]
+) -> None:
+    """Rejects other labels, and labels of other layers, than the state has."""
+    held = state.readings
+    known = held.get(name, {}) if isinstance(held, dict) else {}
+    if sorted(known) != list(groups):
+        raise ValueError(
+            f"monitor_groups was initialised with the labels {listing(sorted(known))} "
+            f"but got updates with {listing(groups)}."
+        )
+    for label, group in groups.items():
+        if (shape := jnp.shape(known[label]["norm"])) != group.shape:
+            raise ValueError(
+                f"monitor_groups was initialised with readings of shape {shape} for "
+                f"the label {label!r} but got updates with {group.shape}."
+            )
+
+
+def _readings_of(group: _Group) -> dict[str, jax.Array]:
+    """The readings of a group, one for each layer where it has layers."""
+    is_rows = lambda leaf: isinstance(leaf, RowSparse)
+    leaves = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
+    if not group.shape:
+        return _readings(leaves)
+    each = jax.vmap(_readings, in_axes=(group.axes,))(leaves)
+    return {reading: _everywhere(values) for reading, values in each.items()}
+
+
+def _everywhere(values: jax.Array) -> jax.Array:
+    """The same vector, whole on every device.
+
+    Where layers are divided over devices, each has worked out those of its own. A
+    compiler may leave a vector like that, but not a sum over what is divided.
+    """
+    own = jnp.eye(values.shape[0], dtype=bool)
+    return jnp.where(own, values[:, None], np.float32(0)).sum(axis=0)
 
 
 def _readings(leaves: list[Any]) -> dict[str, jax.Array]:

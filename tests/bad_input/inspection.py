@@ -14,6 +14,7 @@ from tests.bad_input.rows import (
     NUMBER,
     OUTSIDE_0_1,
     RAGGED,
+    STACKED,
     Entry,
     Row,
     flag,
@@ -81,6 +82,7 @@ INSPECTION: dict[str, Entry] = {
             Row("tx", NOT_A_TX, TypeError, "tx must be"),
             Row("params", [{}, None, []], ValueError, "summary needs parameters"),
             Row("params", [{"emb": "x"}, {"emb": object()}], TypeError, "at 'emb'"),
+            *STACKED,
         ],
     ),
     "state_shardings": Entry(

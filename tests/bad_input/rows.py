@@ -118,7 +118,8 @@ def selector(name: str, shown: str = "") -> list[Row]:
 STACKED = [
     *selector("stacked"),
     Row("stacked", [{"emb": 2}, {"b": -2}], ValueError, "and so no layer axis"),
-    Row("stacked", [{"nothing": 0}], ValueError, "patterns that match no leaf"),
+    Row("stacked", [{"x": 0}], ValueError, "patterns that match no leaf"),
+    Row("stacked", [{"(": 0}], ValueError, "is not a regular expression"),
     Row("stacked", [{1: 0}], TypeError, "stacked must map str to int"),
 ]
 KEY = [

@@ -45,6 +45,7 @@ SELECTION: dict[str, Entry] = {
                 TypeError,
                 "without a shape: 'emb'",
             ),
+            *STACKED,
             Row("keep_rate", [lambda step: None], ValueError, "must give a scalar"),
             Row("keep_rate", [lambda step: "x"], ValueError, "must give a scalar"),
         ],

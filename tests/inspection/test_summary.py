@@ -116,8 +116,99 @@ def test_an_optimizer_that_takes_arguments_and_no_placeholder() -> None:
     assert int(rows["other"][0].replace(",", "")) > 0  # Optax cannot tell parts apart
 
 
+STACKED = {
+    "decoder": {"b": jnp.ones((2, 6, 3)), "w": jnp.ones((12, 2))},
+    "emb": jnp.ones((5, 3)),
+    "encoder": [jnp.ones(3), jnp.ones(3)],
+}
+
+
+def test_a_column_says_how_many_layers_stacks_have() -> None:
+    stacked = {"^decoder/b": 1, "^decoder/w": 0}
+    assert ot.summary(optax.sgd(1.0), STACKED, stacked=stacked).splitlines() == [
+        "path     parameters  trained  state bytes  per parameter  layers",
+        "decoder          60       60            0            0.0   6, 12",
+        "emb              15       15            0            0.0",
+        "encoder           6        6            0            0.0",
+        "other                                   0",
+        "total            81       81            0            0.0",
+    ]
+
+
+def _factors(tx: Any, params: Any = STACKED, **more: Any) -> dict[str, str]:
+    """The last column, which must be that of factors."""
+    header, *lines = ot.summary(tx, params, **more).splitlines()
+    start = header.index("per parameter") + len("per parameter")
+    assert header.split()[-1] == "factor"
+    return {line.split()[0]: line[start:].strip() for line in lines}
+
+
+def test_a_column_shows_factors_where_something_multiplies() -> None:
+    half = ot.scale_by_path({"^emb": 0.5, "encoder/1": 3})
+    want = {"decoder": "1", "emb": "0.5", "encoder": "1 .. 3"}
+    want |= {"other": "", "total": ""}
+    assert _factors(half) == want
+    assert _factors(optax.chain(optax.adam(1e-3), half)) == want
+    assert _factors(optax.MultiSteps(half, 2)) == want
+    assert _factors(optax.apply_if_finite(half, 2)) == want
+    assert _factors(ot.at_window_end(half, accumulate_steps=2)) == want
+    # MultiSteps traces an update twice, once for its shapes.
+    rate = optax.inject_hyperparams(lambda rate: optax.chain(half, optax.scale(rate)))
+    assert _factors(optax.MultiSteps(rate(0.5), 2)) == want
+    jitted = optax.GradientTransformation(half.init, jax.jit(half.update))
+    assert _factors(jitted) == want
+    assert _factors(jitted) == want
+
+
+def test_factors_are_multiplied_up() -> None:
+    depth = ot.scale_by_depth(
+        0.5, layers=r"encoder/(\d)", stacked={"^decoder/b": 0}, first="emb"
+    )
+    want = {"decoder": "0.25 .. 1", "emb": "0.125", "encoder": "0.25 .. 0.5"}
+    want |= {"other": "", "total": ""}
+    assert _factors(depth) == want
+    both = optax.chain(depth, ot.scale_by_path({"": 8.0}))
+    want |= {"decoder": "2 .. 8", "emb": "1", "encoder": "2 .. 4"}
+    assert _factors(both) == want
+
+
+def test_factors_of_leaves_that_are_not_trained_do_not_show() -> None:
+    labels = {"decoder": "no", "emb": "yes", "encoder": "yes"}
+    half: Any = ot.scale_by_path({"": 0.5})
+    parts: Any = {"no": optax.set_to_zero(), "yes": half}
+    found = _factors(optax.partition(parts, labels))
+    assert found["decoder"] == "" and found["emb"] == "0.5"
+    after = optax.chain(optax.partition(parts, labels), ot.scale_by_path({"": 4.0}))
+    assert _factors(after) == {**found, "emb": "2", "encoder": "2"}
+    frozen: Any = {"no": optax.chain(half, optax.set_to_zero()), "yes": half}
+    assert _factors(optax.partition(frozen, labels)) == found
+
+
+def test_factors_that_are_not_known_vary() -> None:
+    falling = ot.scale_by_path({"emb": lambda step: 1 / (1 + step)})
+    assert _factors(falling)["emb"] == "varies"
+    assert _factors(falling)["encoder"] == "1"
+    fixed = ot.scale_by_path({"emb": lambda step: 0.25})
+    assert _factors(fixed)["emb"] == "0.25"
+    injected = optax.inject_hyperparams(ot.scale_by_depth)
+    tx = injected(0.5, layers=r"encoder/(\d)", first="emb")
+    found = _factors(tx)
+    assert (found["encoder"], found["decoder"]) == ("varies", "1")
+
+
+def test_nothing_is_noted_outside_of_a_summary() -> None:
+    tx = ot.scale_by_path({"emb": 0.5})
+    tx.update(STACKED, tx.init(STACKED))
+    assert "factor" not in ot.summary(optax.sgd(1.0), STACKED)
+    with pytest.raises(ValueError, match="match no leaf"):
+        ot.summary(ot.scale_by_path({"x": 0.5}), STACKED)
+    assert "factor" not in ot.summary(optax.sgd(1.0), STACKED)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="summary needs parameters"):
         ot.summary(optax.sgd(0.1), {})
     with pytest.raises(TypeError, match="tx must be an optax"):
         ot.summary("adam", PARAMS)
+    with pytest.raises(ValueError, match="stacked 'x' matches no leaf"):
+        ot.summary(optax.sgd(0.1), PARAMS, stacked="x")

@@ -140,7 +140,7 @@ def test_one_pattern_serves_an_nnx_model():
         ({"b": float("inf")}, ValueError, r"factors\['b'\] must be at least 0"),
         ({"b": "fast"}, TypeError, r"factors\['b'\] must be a number"),
         ({"b": None}, TypeError, r"factors\['b'\] must be a number"),
-        ({"b": jnp.ones(2)}, TypeError, r"factors\['b'\] must be a number"),
+        ({"b": jnp.ones((2, 1))}, TypeError, r"factors\['b'\] must be a number, a"),
         ({"(": 1.0}, ValueError, r"pattern '\(' is not a regular expression"),
     ],
     ids=str,
@@ -161,10 +161,12 @@ def test_a_masked_leaf_shows_that_its_pattern_is_no_misprint():
     assert run(ot.scale_by_path({"b": 3.0}), grads)["a"].tolist() == [1.0, 1.0]
 
 
-def test_a_schedule_must_give_a_scalar():
-    tx = ot.scale_by_path({"emb": lambda step: jnp.ones(2)})
-    with pytest.raises(ValueError, match="factor must give a scalar"):
-        run(tx, small_tree())
+def test_a_schedule_must_give_a_number():
+    for wrong in (None, "x", True, 1j):
+        tx = ot.scale_by_path({"emb": lambda step, wrong=wrong: wrong})
+        message = r"factors\['emb'\] must give a number or a vector at each step"
+        with pytest.raises(ValueError, match=message):
+            run(tx, small_tree())
 
 
 # The toy of two speeds: loss (phi theta - theta)**2 / 2, predictor phi, encoder theta.
