@@ -9,7 +9,12 @@ from sphinx.util.nodes import make_refnode
 
 ROOMS = ("optaxtricks", "optaxtricks.nn", "optaxtricks.plots", "optaxtricks.nn.linen")
 # Where an alias in annotations is explained.
-EXPLAINED = {"Labels": "label_by_path", "Selector": "select", "Stacked": "per_layer"}
+EXPLAINED = {
+    "Labels": "label_by_path",
+    "Selector": "select",
+    "Stacked": "per_layer",
+    "Taps": "SideLadder",
+}
 
 
 def resolve(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -126,11 +127,12 @@ class LayerPlan:
 
     def _check_state(self, state: Any) -> None:
         parts = leaves_with_paths(state)
-        shapes = [tuple(part.shape) for _, part in parts]
+        shapes = [np.shape(part) for _, part in parts]
         if len(shapes) != len(self._shapes):
-            raise ValueError(
+            raise TypeError(
                 f"per_layer needs a state of {len(self._shapes)} arrays, as its init "
-                f"makes it, got {len(shapes)}."
+                f"makes it, got {type(state).__name__} of {len(shapes)}; update takes "
+                "(updates, state, params)."
             )
         for (path, _), have, want in zip(parts, shapes, self._shapes, strict=True):
             if have != want:

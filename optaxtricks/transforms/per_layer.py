@@ -111,6 +111,7 @@ def per_layer(
         return plans[known]
 
     def init(params: optax.Params) -> optax.OptState:
+        checks.array_leaves(params, by="per_layer")
         params = jax.tree.map(jnp.asarray, params)
         return plan(params).init(params)
 

@@ -35,7 +35,12 @@ OPTAX: dict[str, Callable[[], Any]] = {
     ).gradient_transformation(),
 }
 MAKE: dict[str, Callable[[Any], Any]] = {
-    **{name: case.make for name, case in CASES.items() if name != "per_layer"},
+    # What is told of stacks itself stays outside.
+    **{
+        name: case.make
+        for name, case in CASES.items()
+        if "stacked" not in case.arguments(unrolled())
+    },
     **{name: lambda params, make=make: make() for name, make in OPTAX.items()},
 }
 
