@@ -53,12 +53,13 @@ class LayerPlan:
         trace = jax.make_jaxpr(self._init_one, return_shape=True)
         self._first, state = trace(numbers, one)
         parts, self._state_layout = jax.tree.flatten(state)
-        flow = LayerFlow(
-            self._paths,
-            [None if at is None else at.group for at in self._places],
-            self._first,
-            self._step(one, parts),
-        )
+        layouts = self._layout, self._state_layout, self._layout
+        try:
+            step = self._traced_update(layouts, [one, parts, one], {})
+        except Exception:  # it cannot do without extra arguments
+            step = None
+        stacks = [None if at is None else at.group for at in self._places]
+        flow = LayerFlow(self._paths, stacks, self._first, step)
         flow.check(leaves_with_paths(state))
         numbers_of = {path: number for number, path in enumerate(self._paths)}
         belongs = owners(inner, state, jax.tree.unflatten(self._layout, one))
@@ -101,11 +102,8 @@ class LayerPlan:
             for tree, where in zip(trees, places, strict=True)
         ]
 
-        def update(*lists: list[Any]) -> Any:
-            grads, state, params = map(jax.tree.unflatten, layouts, lists)
-            return self._inner.update(grads, state, params, **extra_args)
-
-        step = jax.make_jaxpr(update)(*[[value.one() for value in x] for x in lists])
+        one = [[value.one() for value in row] for row in lists]
+        step = self._traced_update(layouts, one, extra_args)
         values = [value for row in lists for value in row]
         out = self._run(step, values, [*places[0], *self._state])
         count = len(places[0])
@@ -174,20 +172,16 @@ class LayerPlan:
         with one_layer_seen(seen):
             return self._inner.init(jax.tree.unflatten(self._layout, leaves))
 
-    def _step(self, one: list[Any], parts: list[Any]) -> Any:
-        """The traced update of one layer, if it needs no extra arguments."""
+    def _traced_update(
+        self, layouts: Sequence[Any], lists: Sequence[Any], extra_args: dict[str, Any]
+    ) -> Any:
+        """`inner.update` of one layer, for leaves of updates, state and parameters."""
 
-        def update(grads: list[Any], parts: list[Any], leaves: list[Any]) -> Any:
-            return self._inner.update(
-                jax.tree.unflatten(self._layout, grads),
-                jax.tree.unflatten(self._state_layout, parts),
-                jax.tree.unflatten(self._layout, leaves),
-            )
+        def update(*lists: list[Any]) -> Any:
+            grads, state, params = map(jax.tree.unflatten, layouts, lists)
+            return self._inner.update(grads, state, params, **extra_args)
 
-        try:
-            return jax.make_jaxpr(update)(one, parts, one)
-        except Exception:
-            return None
+        return jax.make_jaxpr(update)(*lists)
 
 
 def _grouped(

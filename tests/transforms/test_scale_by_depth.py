@@ -388,7 +388,7 @@ BAD_BUILDS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD_BUILDS, ids=str)
+@pytest.mark.parametrize(("change", "error", "message"), BAD_BUILDS)
 def test_bad_arguments(change: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         ot.scale_by_depth(**{"decay": 0.5, **change})
@@ -412,7 +412,7 @@ BAD_TREES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "paths", "message"), BAD_TREES, ids=str)
+@pytest.mark.parametrize(("change", "paths", "message"), BAD_TREES)
 def test_trees_that_do_not_fit(change: Any, paths: Any, message: str) -> None:
     tx = ot.scale_by_depth(0.5, **change)
     tree = {path: jnp.ones(2) for path in paths}

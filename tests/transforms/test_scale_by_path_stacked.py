@@ -80,7 +80,6 @@ def test_each_layer_is_multiplied_by_its_own_number(dtype):
         lambda step: RATES,
         lambda step: [jnp.where(step < 1, rate, 0.5) for rate in RATES],
     ],
-    ids=str,
 )
 def test_a_vector_may_be_anything_that_holds_numbers(rates):
     want = run(ot.scale_by_path({"^layers": RATES}, stacked="^layers"), stack())
@@ -151,7 +150,9 @@ def test_stacks_that_optax_masked_out_ask_for_nothing():
 MESHES = list(itertools.product([AxisType.Auto, AxisType.Explicit], [0, 1, 2]))
 
 
-@pytest.mark.parametrize("factor", [RATES, lambda step: jnp.asarray(RATES)], ids=str)
+@pytest.mark.parametrize(
+    "factor", [RATES, lambda step: jnp.asarray(RATES)], ids=["known", "scheduled"]
+)
 @pytest.mark.parametrize(("kind", "divided"), MESHES)
 def test_no_communication_whatever_axis_is_divided(kind, divided, factor):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
@@ -181,7 +182,7 @@ BAD_VECTORS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("rates", "error", "message"), BAD_VECTORS, ids=str)
+@pytest.mark.parametrize(("rates", "error", "message"), BAD_VECTORS)
 def test_bad_vectors(rates, error, message):
     with pytest.raises(error, match=message):
         ot.scale_by_path({"kernel": rates}, stacked="^layers/")
@@ -195,7 +196,7 @@ WRONG_LEAVES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("pattern", "rates", "axis", "end"), WRONG_LEAVES, ids=str)
+@pytest.mark.parametrize(("pattern", "rates", "axis", "end"), WRONG_LEAVES)
 def test_a_vector_must_have_a_number_for_each_layer(pattern, rates, axis, end):
     stacked = {"^layers/": axis}
     name = rf"factors\['{'.' if pattern.startswith('^') else ''}{pattern.lstrip('^')}'"
