@@ -43,20 +43,22 @@ def _outputs(jaxpr: Jaxpr, inputs: Sequence[int]) -> Marks:
 def _results(equation: Any, operands: Marks) -> Marks:
     rule = _RULES.get(equation.primitive.name)
     if rule is not None:
-        return rule(equation.params, operands)
+        return rule(equation, operands)
     inner = called(equation.params)
     if inner is not None and len(inner.jaxpr.invars) == len(operands):
         return _outputs(inner.jaxpr, operands)
     return [_union(operands, 0)] * len(equation.outvars)
 
 
-def _cond(params: dict[str, Any], operands: Marks) -> Marks:
+def _cond(equation: Any, operands: Marks) -> Marks:
     choice, *given = operands
-    branches = [_outputs(branch.jaxpr, given) for branch in params["branches"]]
-    return [_union(column, choice) for column in zip(*branches, strict=True)]
+    branches = equation.params["branches"]
+    found = [_outputs(branch.jaxpr, given) for branch in branches]
+    return [_union(column, choice) for column in zip(*found, strict=True)]
 
 
-def _while(params: dict[str, Any], operands: Marks) -> Marks:
+def _while(equation: Any, operands: Marks) -> Marks:
+    params = equation.params
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     asked, given, carry = operands[:first], operands[first:second], operands[second:]
@@ -69,11 +71,15 @@ def _while(params: dict[str, Any], operands: Marks) -> Marks:
     return _settled(again, carry)
 
 
-def _scan(params: dict[str, Any], operands: Marks) -> Marks:
-    first, count = params["num_consts"], params["num_carry"]
-    second = first + count
-    given, carry, rows = operands[:first], operands[first:second], operands[second:]
-    run = lambda carry: _outputs(params["jaxpr"].jaxpr, given + carry + rows)
+def _scan(equation: Any, operands: Marks) -> Marks:
+    body = equation.params["jaxpr"].jaxpr
+    # By ranks, as the counts have other names from one JAX to another: what is stacked
+    # has an axis more outside.
+    same = lambda outside, inside: len(outside.aval.shape) == len(inside.aval.shape)
+    whole = sum(map(same, equation.invars, body.invars))
+    count = sum(map(same, equation.outvars, body.outvars))
+    given, carry = operands[: whole - count], operands[whole - count : whole]
+    run = lambda carry: _outputs(body, given + carry + operands[whole:])
     carry = _settled(lambda carry: run(carry)[:count], carry)
     return carry + run(carry)[count:]
 
@@ -87,9 +93,9 @@ def _settled(again: Callable[[Marks], Marks], marks: Marks) -> Marks:
         marks = grown
 
 
-_RULES: dict[str, Callable[[dict[str, Any], Marks], Marks]] = {
+_RULES: dict[str, Callable[[Any, Marks], Marks]] = {
     "cond": _cond,
     "while": _while,
     "scan": _scan,
-    "optimization_barrier": lambda params, operands: operands,
+    "optimization_barrier": lambda equation, operands: operands,
 }
