@@ -52,8 +52,9 @@ def _stateless(update: Any) -> optax.GradientTransformationExtraArgs:
 
 def compare(name: str, dtype: Any, axis: int) -> None:
     """Both sides from the same parameters at every step, as roundings may add up."""
-    # Products of matrices add up in another order where there are many of them.
-    ulps = 32 if name == "muon" else 2
+    # Products of many matrices add up in another order than one, and each of the five
+    # iterations makes the difference in small singular values three times larger.
+    ulps = 512 if name == "muon" else 2
     with jax.numpy_dtype_promotion("standard"):
         params = unrolled(dtype)
         listed = MAKE[name](params)
