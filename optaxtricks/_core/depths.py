@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .layers import Stacked
+from .layers import Stacked, layer_seen
 from .paths import holes, leaves_with_paths, listing
 from .selectors import Selector, hole_matches, matches
 from .update_checks import stack_axes
@@ -47,6 +47,11 @@ def layers_above(tree: Any, how: Layering) -> list[Above]:
         return []
     places = _places(tree, how)
     axes = stack_axes(tree, how.stacked)
+    if seen := [path for path, _ in named if layer_seen(path) is not None]:
+        raise ValueError(
+            f"depths need all layers, but per_layer shows one of {seen[0]!r} at a "
+            "time: put scale_by_depth outside of it."
+        )
     found = [
         None if place else _layers(path, leaf, axis, how.layers)
         for (path, leaf), place, axis in zip(named, places, axes, strict=True)

@@ -7,7 +7,7 @@ import optax
 
 from . import checks
 from .build import transformation
-from .layers import Stacked, layer_axes
+from .layers import Stacked, layer_axes, layer_seen
 from .paths import OneLeaf, flatten, is_hole, leaves_with_paths, nodes_with_paths
 
 
@@ -58,6 +58,11 @@ def stack_axes(updates: Any, stacked: Stacked | None) -> list[int | None]:
             raise ValueError(
                 f"the update at {path!r} is a {type(leaf).__name__}, whose rows are no "
                 "layers: let `stacked` leave it out."
+            )
+        if axis is not None and layer_seen(path) is not None:
+            raise ValueError(
+                f"stacked chooses {path!r}, of which per_layer shows one layer at a "
+                "time: put what counts layers outside of it."
             )
     return axes
 

@@ -11,7 +11,7 @@ import optax
 from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.groups import Labels, group_labels
-from .._core.layers import Stacked, layer_axes
+from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
 from .._core.totals import Totals, fraction, leaf_totals, merged, with_known
 from ..selection.row_sparse import RowSparse
@@ -86,8 +86,9 @@ def monitor_groups(
 
     Raises:
       ValueError: ``name`` is empty; from ``init``, a leaf without a label, a label
-        that stacks share with other leaves or with stacks of more or fewer layers, and
-        as ``stacked``; from ``update``, other labels or layers than ``init`` saw.
+        that stacks share with other leaves or with stacks of more or fewer layers,
+        ``stacked`` inside :func:`per_layer`, and as ``stacked``; from ``update``, other
+        labels or layers than ``init`` saw.
       TypeError: ``name`` or a label is no string; from ``init``, an integer leaf.
 
     Examples:
@@ -118,7 +119,7 @@ def monitor_groups(
 
     def init(params: optax.Params) -> MonitorGroupsState:
         checks.inexact_leaves(params, by="monitor_groups")
-        groups = _groups(params, labels, layer_axes(params, stacked))
+        groups = _groups(params, labels, update_checks.stack_axes(params, stacked))
         if not groups:
             # optax.tree.map_params takes the state of a tree without leaves as a
             # prefix of every other state.

@@ -41,7 +41,8 @@ def per_layer(
 
     Masks of :func:`keep_entries` and :func:`child_tuning_d` stay outside too, in the
     layout of the parameters; inside, a mask has the shape of one layer and counts for
-    all.
+    all. So does what counts layers itself: :func:`scale_by_depth`, and whatever takes
+    ``stacked``.
 
     Random numbers differ between layers: they are a function of the key, the step, the
     path, the layer's number and the position in the layer. Two stacks of one length

@@ -99,8 +99,8 @@ def scale_by_depth(
       ValueError: ``decay`` or ``gap`` is out of range, ``layers`` is no pattern or has
         no group; from ``init``, no layer (the message lists the paths), a group 1 that
         is no whole number, towers of different length, a leaf in two of ``first``,
-        ``top`` and ``last``, a stack with a number in its path, and a selector that
-        matches no leaf.
+        ``top`` and ``last``, a stack with a number in its path, a selector that
+        matches no leaf, and a place inside :func:`per_layer`.
       TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:

@@ -11,7 +11,7 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.factor_notes import note
 from .._core.factors import check_length, factor, factor_at, times
-from .._core.layers import Stacked, layer_axes
+from .._core.layers import Stacked
 from .._core.paths import flatten, leaves_with_paths
 from ..selection.labels import PathLabels, label_by_path
 
@@ -75,8 +75,9 @@ def scale_by_path(
       ValueError: ``factors`` is empty, a pattern is invalid or a factor is negative or
         not finite; from ``init``, a pattern that matches no leaf (the message lists
         the paths; a pattern shadowed by earlier ones is no error), a vector for a leaf
-        that is no stack or has another number of layers, and as ``stacked``. What a
-        schedule gives is seen by ``update`` alone.
+        that is no stack or has another number of layers, ``stacked`` inside
+        :func:`per_layer`, and as ``stacked``. What a schedule gives is seen by
+        ``update`` alone.
       TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:
@@ -106,7 +107,7 @@ def scale_by_path(
 
     def init(params: optax.Params) -> ScaleByPathState:
         checks.inexact_leaves(params, by="scale_by_path")
-        _of_leaves(params, patterns, known, layer_axes(params, stacked))
+        _of_leaves(params, patterns, known, update_checks.stack_axes(params, stacked))
         return ScaleByPathState(step=jnp.zeros((), jnp.int32) if scheduled else None)
 
     def update(
