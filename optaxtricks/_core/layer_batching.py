@@ -7,7 +7,7 @@ else. So a traced program is run operation by operation: what no layer enters, a
 the rest mapped by `jax.vmap`, with all operands brought to one layer axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,41 +121,54 @@ class LayerBatching:
         self, jaxpr: Jaxpr, equation: Any, operands: list[Value]
     ) -> list[Value]:
         groups = {value.at.group for value in operands if value.at is not None}
-        if len(groups) > 1:
-            raise ValueError("numbers of stacks of different lengths meet.")
-        if not groups:
-            run = jaxpr_as_fun(_alone(jaxpr, equation))
-            given = _by_variable(equation, operands).values()
-            return [Value(array) for array in run(*[value.array for value in given])]
-        (group,) = groups
         name, params = equation.primitive.name, equation.params
-        if name in ("jit", "pjit") and not _has_shardings(params):
+        if groups and name in ("jit", "pjit") and not _has_shardings(params):
             return self._call(equation, operands)
-        if name == "broadcast_in_dim" and params["sharding"] is None:
-            return [self._broadcast(params, operands[0])]
-        if _is_elementwise(equation):
-            operands = self._aligned(equation, operands, group)
-        return self._mapped(_alone(jaxpr, equation), equation, operands, group)
+        if len(groups) == 1:
+            (group,) = groups
+            if name == "broadcast_in_dim" and params["sharding"] is None:
+                return [self._broadcast(params, operands[0])]
+            if _is_elementwise(equation):
+                operands = self._aligned(equation, operands, group)
+        return self._mapped(_alone(jaxpr, equation), equation, operands, groups)
 
     def _mapped(
-        self, alone: ClosedJaxpr, equation: Any, operands: list[Value], group: int
+        self,
+        alone: ClosedJaxpr,
+        equation: Any,
+        operands: list[Value],
+        groups: Collection[int],
     ) -> list[Value]:
-        """One operation, by `jax.vmap`."""
-        given = _by_variable(equation, operands).values()
-        flow = sources(alone, [int(value.at is not None) for value in given])
+        """One operation, by `jax.vmap` over the layers of each group."""
+        given = list(_by_variable(equation, operands).values())
+        marks = [0 if value.at is None else 1 << value.at.group for value in given]
         made = [
-            Place(group, self._axis(group, variable)) if marks else None
-            for variable, marks in zip(equation.outvars, flow, strict=True)
+            self._place(variable, mark)
+            for variable, mark in zip(
+                equation.outvars, sources(alone, marks), strict=True
+            )
         ]
-        axis = lambda at: None if at is None else at.axis
-        run = jax.vmap(
-            jaxpr_as_fun(alone),
-            in_axes=tuple(axis(value.at) for value in given),
-            out_axes=[axis(at) for at in made],
-            axis_size=self._groups[group].size,
-        )
-        arrays = run(*[value.array for value in given])
-        return list(map(Value, arrays, made))
+        run = jaxpr_as_fun(alone)
+        for group in groups:
+            axis = lambda at, group=group: (
+                at.axis if at is not None and at.group == group else None
+            )
+            run = jax.vmap(
+                run,
+                in_axes=tuple(axis(value.at) for value in given),
+                out_axes=[axis(at) for at in made],
+                axis_size=self._groups[group].size,
+            )
+        return list(map(Value, run(*[value.array for value in given]), made))
+
+    def _place(self, variable: Any, marks: int) -> Place | None:
+        """Where the value of a variable counts layers, given the groups it is of."""
+        if not marks:
+            return None
+        group = marks.bit_length() - 1
+        if marks != 1 << group:
+            raise ValueError("numbers of stacks of different lengths meet.")
+        return Place(group, self._axis(group, variable))
 
     def _aligned(self, equation: Any, operands: list[Value], group: int) -> list[Value]:
         """Operands of an element-wise operation with one layer axis and full shapes."""

@@ -145,9 +145,24 @@ def test_no_array_is_transposed(axis: int) -> None:
     assert moves == (axis > 0)
 
 
-def test_stacks_of_two_lengths_do_not_meet() -> None:
+TWO = [Value(jnp.arange(2.0), Place(0, 0)), Value(jnp.arange(3.0), Place(1, 0))]
+
+
+def _run_two(rule: Any) -> list[Value]:
     layers = LayerBatching([Group(2, 0, None), Group(3, 0, None)])
-    given = [Value(jnp.ones(2), Place(0, 0)), Value(jnp.ones(3), Place(1, 0))]
-    traced = jax.make_jaxpr(lambda x, y: x + y)(*[value.one() for value in given])
+    traced = jax.make_jaxpr(_flat(rule))(*[value.one() for value in TWO])
+    return layers.run(traced, TWO)
+
+
+def test_stacks_of_two_lengths_pass_one_operation_side_by_side() -> None:
+    """As through the branch that an accumulation takes."""
+    branch = lambda x, y: (x * 2, y + 1, 7.0)
+    found = _run_two(lambda x, y: jax.lax.cond(jnp.bool_(True), branch, branch, x, y))
+    assert [value.at for value in found] == [Place(0, 0), Place(1, 0), None]
+    np.testing.assert_array_equal(found[0].array, [0, 2])
+    np.testing.assert_array_equal(found[1].array, [1, 2, 3])
+
+
+def test_stacks_of_two_lengths_do_not_meet() -> None:
     with pytest.raises(ValueError, match="stacks of different lengths"):
-        layers.run(traced, given)
+        _run_two(lambda x, y: x + y)

@@ -10,7 +10,14 @@ import pytest
 
 import optaxtricks as ot
 from tests.cases import CASES
-from tests.problems import applied, assert_same, layout, temp_bytes_of_step, values
+from tests.problems import (
+    applied,
+    assert_same,
+    layout,
+    temp_bytes_of_step,
+    values,
+    version,
+)
 from tests.transforms.stacks import (
     AXES,
     LAYERS,
@@ -117,6 +124,7 @@ def test_optax_finds_the_parts_of_parameters() -> None:
     assert_same(optax.tree.get(doubled, "mu"), params)
 
 
+@pytest.mark.skipif(version(jax) < (0, 10), reason="its XLA fuses less on CPU")
 @pytest.mark.parametrize("axis", AXES)
 def test_no_temporary_of_parameter_size(axis: int) -> None:
     shape = [64, 256]
@@ -141,6 +149,23 @@ def test_the_program_does_not_grow_with_the_layers() -> None:
         return len(lowered.as_text().splitlines())
 
     assert size(3) == size(96)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_an_accumulation_inside_serves_stacks_of_two_lengths() -> None:
+    """One branch over all leaves, and stacks of three and of four layers."""
+    params = {
+        "a": values((3, 4, 2), jnp.float32, 1),
+        "b": values((4, 5), jnp.float32, 2),
+    }
+    inner = optax.MultiSteps(optax.lamb(0.1), 2).gradient_transformation()
+    tx = ot.per_layer(inner, {"^a": 0, "^b": 1})
+    state = tx.init(params)
+    for _ in range(2):
+        got, state = tx.update(params, state, params)
+    plain = ot.per_layer(optax.lamb(0.1), {"^a": 0, "^b": 1})
+    want, _ = plain.update(params, plain.init(params), params)
+    assert_same(got, want, ulps=2)
 
 
 def test_two_stacks_and_leaves_beside_them() -> None:
