@@ -43,6 +43,7 @@ class LayerPlan:
         axes: Sequence[int | None],
     ):
         self._inner = inner
+        self._inits: dict[tuple[Any, ...], Any] = {}
         leaves, self._layout = flatten(params)
         self._paths = [path for path, _ in leaves_with_paths(params)]
         groups, self._places = _grouped(leaves, axes)
@@ -85,9 +86,17 @@ class LayerPlan:
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             # In its place from the start, and never whole on one device. Leaves that
             # are not read still say which devices there are.
-            places = self._shardings(leaves)
-            run = jax.jit(run, out_shardings=places, keep_unused=True)
+            run = self._init_at(tuple(self._shardings(leaves)))
         return jax.tree.unflatten(self._state_layout, run(leaves))
+
+    def _init_at(self, places: tuple[Any, ...]) -> Any:
+        """The compiled `init` whose results go to these places; kept, as a bound method
+        alone would be compiled anew every time."""
+        if places not in self._inits:
+            self._inits[places] = jax.jit(
+                self._init_all, out_shardings=list(places), keep_unused=True
+            )
+        return self._inits[places]
 
     def update(
         self, updates: Any, state: Any, params: Any, extra_args: dict[str, Any]
