@@ -204,8 +204,10 @@ def _grouped(
             places.append(None)
             continue
         typed = typed_sharding(leaf)
-        if typed is not None:
+        if typed is not None and typed.spec[axis] is not None:
             typed = NamedSharding(typed.mesh, PartitionSpec(typed.spec[axis]))
+        else:
+            typed = None
         kind = leaf.shape[axis], typed
         if kind not in kinds:
             kinds.append(kind)

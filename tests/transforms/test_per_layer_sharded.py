@@ -95,3 +95,22 @@ def test_element_wise_transformations_send_nothing(kind: AxisType) -> None:
     state = jax.jit(tx.init, out_shardings=ot.state_shardings(tx, there))(there)
     compiled = jax.jit(tx.update).lower(there, state, there).compile()
     assert exchanges(compiled.as_text()) == []
+
+
+@each_kind
+def test_stacks_are_of_one_group_however_their_other_axes_are_divided(
+    kind: AxisType,
+) -> None:
+    """A number over both of them is one a layer, which two groups could not share."""
+    mesh = jax.make_mesh((4, 2), ("layers", "width"), axis_types=(kind,) * 2)
+    put = lambda leaf, *axes: jax.device_put(
+        leaf, NamedSharding(mesh, PartitionSpec(*axes))
+    )
+    params = {
+        "b": put(jnp.ones((8, 4)), None, None),
+        "w": put(jnp.ones((8, 4, 4)), None, "width", None),
+    }
+    tx = ot.per_layer(ot.monitor_groups("all"), "")
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    norms = optax.tree.get(state, "readings")["updates"]["all"]["norm"]
+    assert_same(norms, jnp.full(8, jnp.sqrt(20.0)), ulps=2)
