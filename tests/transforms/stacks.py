@@ -52,7 +52,7 @@ def share_words(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = counter_hash.leaf_words
 
     def word(key: Any, path: str) -> Any:
-        number = re.search(r"layers/(\d+)/", path)
+        number = re.search(r"layers[/_](\d+)/", path)
         if number is None:
             return usual(key, [path])
         whole = path.replace(number[0], "layers/")
