@@ -111,6 +111,12 @@ COSTS: dict[str, Cost] = {
         again=2 * FLOAT,
         note="the gradient for NaN, the parameter for its RMS; no accumulator",
     ),
+    "per_layer(tiger)": Cost(
+        lambda mask: ot.per_layer(ot.tiger(1e-3, accumulate_steps=4), "kernel"),
+        FLOAT,
+        again=2 * FLOAT,
+        note="as tiger: a number a layer where that has one a leaf",
+    ),
     "tiger, plain": Cost(
         lambda mask: ot.tiger(1e-3, accumulate_steps=4, relative=False, shrink=None),
         FLOAT,
