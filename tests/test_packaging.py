@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAME = f"optaxtricks-{PROJECT['version']}"
-LARGEST = 200_000
+LARGEST = 300_000
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not DIST.exists(), reason="`make package` builds it"),

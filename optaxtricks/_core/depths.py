@@ -131,9 +131,12 @@ def _count(found: Sequence[_Layers | None], tree: Any, how: Layering) -> int:
             counts[layers.tower] = max(layers.count, counts.get(layers.tower, 0))
     if not counts:
         paths = [path for path, _ in leaves_with_paths(tree)] + holes(tree)
+        stacks = "; if layers are stacked in one leaf, say so by `stacked`"
+        if how.stacked is not None:
+            stacks = ", and `stacked` none that is not masked out"
         raise ValueError(
-            f"layers {how.layers.pattern!r} finds no layer, and `stacked` none that is "
-            f"not masked out. Paths: {listing(paths)}."
+            f"layers {how.layers.pattern!r} finds no layer{stacks}. Paths: "
+            f"{listing(paths)}."
         )
     if len(set(counts.values())) > 1:
         raise ValueError(

@@ -7,6 +7,8 @@ else. So a traced program is run operation by operation: what no layer enters, a
 the rest mapped by `jax.vmap`, with all operands brought to one layer axis.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,10 @@ _TAKES_SCALARS = {
     *("select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
     *("sub", "xor"),
 }
+
+
+# Traced functions that are kept.
+_KEPT = 1000
 
 
 class Place(NamedTuple):
@@ -124,6 +130,8 @@ class LayerBatching:
         name, params = equation.primitive.name, equation.params
         if groups and name in ("jit", "pjit") and not _has_shardings(params):
             return self._call(equation, operands)
+        if groups and name == "cond" and operands[0].at is None:
+            return self._branch(equation, operands)
         if len(groups) == 1:
             (group,) = groups
             if name == "broadcast_in_dim" and params["sharding"] is None:
@@ -207,6 +215,8 @@ class LayerBatching:
         inner = called(equation.params)
         assert inner is not None
         places = tuple(value.at for value in operands)
+        if len(self._calls) > _KEPT:  # an eager loop may trace its functions anew
+            self._calls.clear()
         if (inner.jaxpr, places) not in self._calls:
             made: list[Place | None] = []
 
@@ -219,6 +229,31 @@ class LayerBatching:
             self._calls[inner.jaxpr, places] = jax.jit(body), made
         run, made = self._calls[inner.jaxpr, places]
         arrays = run(*[value.array for value in operands])
+        return list(map(Value, arrays, made))
+
+    def _branch(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """A branch that is the same for all layers, run as the program around it."""
+        index, *given = operands
+        branches = equation.params["branches"]
+        marks = [0 if value.at is None else 1 << value.at.group for value in given]
+        flows = zip(*[sources(branch, marks) for branch in branches], strict=True)
+        made = [
+            self._place(variable, functools.reduce(operator.or_, flow))
+            for variable, flow in zip(equation.outvars, flows, strict=True)
+        ]
+
+        def body(branch: ClosedJaxpr, *arrays: Any) -> list[Any]:
+            values = [
+                Value(array, value.at)
+                for array, value in zip(arrays, given, strict=True)
+            ]
+            return [
+                value.array if at is None else self.moved(value, at)
+                for value, at in zip(self.run(branch, values), made, strict=True)
+            ]
+
+        bodies = [functools.partial(body, branch) for branch in branches]
+        arrays = jax.lax.switch(index.array, bodies, *[x.array for x in given])
         return list(map(Value, arrays, made))
 
     def _axis(self, group: int, variable: Any) -> int:

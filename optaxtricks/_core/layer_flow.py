@@ -114,4 +114,5 @@ class LayerFlow:
 
 def _may_be_key(value: Any) -> bool:
     """Whether a part of a state may be a random key, typed or of raw words."""
-    return value.dtype == np.uint32 or jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    raw = value.dtype == np.uint32 and value.shape in ((2,), (4,))
+    return raw or jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -62,6 +62,7 @@ class LayerPlan:
         stacks = [None if at is None else at.group for at in self._places]
         flow = LayerFlow(self._paths, stacks, self._first, step)
         flow.check(leaves_with_paths(state))
+        self._check_twins(one, stacks)
         numbers_of = {path: number for number, path in enumerate(self._paths)}
         belongs = owners(inner, state, jax.tree.unflatten(self._layout, one))
         homes = [numbers_of.get(owner) for owner in belongs]
@@ -113,12 +114,61 @@ class LayerPlan:
 
         one = [[value.one() for value in row] for row in lists]
         step = self._traced_update(layouts, one, extra_args)
+        self._check_step(step, one, leaves_with_paths(state), bool(extra_args))
         values = [value for row in lists for value in row]
         out = self._run(step, values, [*places[0], *self._state])
         count = len(places[0])
         return jax.tree.unflatten(layouts[0], out[:count]), jax.tree.unflatten(
             layouts[1], out[count:]
         )
+
+    def _check_twins(self, one: list[Any], stacks: list[int | None]) -> None:
+        """Rejects an `inner` that takes two layers of one stack together.
+
+        Seen one at a time they cannot show it, so all leaves are seen twice; where
+        `inner` knows the paths of its leaves, and so not those of twins, this is not
+        found out.
+        """
+        twins = lambda leaves: tuple(
+            jax.tree.unflatten(self._layout, half)
+            for half in (leaves[: len(one)], leaves[len(one) :])
+        )
+        init = lambda numbers, leaves: self._inner.init(twins(leaves))
+        update = lambda grads, parts, leaves: self._inner.update(
+            twins(grads), jax.tree.unflatten(layout, parts), twins(leaves)
+        )
+        numbers = [jax.ShapeDtypeStruct((), jnp.int32)] * len(self._groups)
+        try:
+            trace = jax.make_jaxpr(init, return_shape=True)
+            first, state = trace(numbers, [*one, *one])
+            parts, layout = jax.tree.flatten(state)
+            step = jax.make_jaxpr(update)([*one, *one], parts, [*one, *one])
+        except Exception:  # of another tree than it is made for
+            return
+        names = [*self._paths, *(f"{path} of another layer" for path in self._paths)]
+        LayerFlow(names, stacks * 2, first, step).check([])
+
+    def _check_step(
+        self, step: Any, lists: list[Any], state: Any, with_extra: bool
+    ) -> None:
+        """Rejects updates of other shapes, and what extra arguments lead `inner` to."""
+        if len(step.out_avals) != len(lists[0]) + len(lists[1]):
+            raise ValueError(
+                f"inner changes the structure of its updates or of its state: it was "
+                f"given {len(lists[0])} and {len(lists[1])} arrays, and gave "
+                f"{len(step.out_avals)}."
+            )
+        for grad, out in zip(lists[0], step.out_avals, strict=False):
+            if tuple(grad.shape) != tuple(out.shape):
+                raise ValueError(
+                    f"inner gives an update of shape {out.shape} for a tensor of shape "
+                    f"{grad.shape}. Extra arguments reach it whole, not one layer at a "
+                    "time."
+                )
+        count = len(self._paths)
+        if with_extra and len(lists[0]) == len(lists[2]) == count:
+            stacks = [None if at is None else at.group for at in self._places]
+            LayerFlow(self._paths, stacks, self._first, step).check(state)
 
     def _arrays_of(self, tree: Any) -> Places:
         """The place of every array; a leaf of several arrays may be no stack."""

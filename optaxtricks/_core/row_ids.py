@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import checks
 from .paths import listing
@@ -34,7 +35,8 @@ def check_ids(ids: Any, num_rows: int, *, what: str, padding: bool) -> None:
     if isinstance(ids, jax.core.Tracer) or not ids.size:
         return
     top = num_rows if padding else num_rows - 1
-    low, high = int(ids.min()), int(ids.max())
+    known = np.asarray(ids)  # outside of any trace
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high > top:
         raise ValueError(f"{what} must lie in [0, {top}], got {low} to {high}.")
 

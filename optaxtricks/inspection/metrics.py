@@ -17,7 +17,8 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     It finds the states of :func:`monitor_groups` wherever they are: in ``optax.chain``,
     ``optax.partition``, ``optax.MultiSteps``, ``optax.inject_hyperparams``, in the
     state of an ``nnx.Optimizer``. It works inside ``jax.jit``, where a step can return
-    it beside the loss, and outside; it does not wait for the device.
+    it beside the loss, and outside; it does not wait for the device. Of a batch of
+    states call it inside ``jax.vmap``: outside, members would be taken for layers.
 
     Args:
       opt_state: the state of any Optax optimizer.

@@ -44,27 +44,30 @@ def per_layer(
     all. So does what counts layers itself: :func:`scale_by_depth`, and whatever takes
     ``stacked``.
 
-    Random numbers differ between layers: they are a function of the key, the step, the
-    path, the layer's number and the position in the layer. Two stacks of one length
-    differ by their paths, and a leaf that is no stack draws what no layer of any stack
-    draws. :func:`dropout_mask` with ``stacked`` gives the masks.
+    Random numbers of ours differ between layers: they are a function of the key, the
+    step, the path, the layer's number and the position in the layer. Two stacks of one
+    length differ by their paths, and a leaf that is no stack draws what no layer of any
+    stack draws. :func:`dropout_mask` with ``stacked`` gives the masks. Noise of Optax's
+    own has one key for all layers, and so goes outside.
 
     Guarantees:
-      - Updates equal those of ``inner`` on the list of layers to 2 units in the last
-        place, on any layer axis (but for rounding in products of matrices, as in
-        ``optax.contrib.muon``).
-      - The state is the one of ``inner`` on the same tree: a part of a parameter has
-        the parameter's shape, layer axis and sharding, and a step count is one number.
-        Smaller parts, such as factored moments, have a layer axis more; what comes to
-        differ between layers otherwise, such as random words, has it in front.
-      - Nothing is taken apart or copied: layers stay on their axis, and program and
-        compile time do not grow with their number.
+      - Updates equal those of ``inner`` on the list of layers, on any layer axis, up to
+        the rounding of sums over a tensor, which may be taken in another order: to the
+        bit or 2 units in the last place for small tensors, to about 1e-6 of the largest
+        update for large ones. (Products of matrices, as in ``optax.contrib.muon``,
+        round otherwise where there are many.)
+      - The state is that of ``inner`` on one layer, with layer axes added: a part of a
+        parameter's shape has the parameter's shape, layer axis and sharding, and a step
+        count is one number. Smaller parts, such as factored moments, have a layer axis
+        more; other numbers that differ between layers have it in front.
+      - In a compiled step nothing is taken apart or copied: layers stay on their axis,
+        and program and compile time do not grow with their number.
       - No communication but that of ``inner``, where it sends a scalar a tensor one of
         :math:`L` numbers; on any sharding, also one that divides the layer axis.
 
     Args:
       inner: any optimizer or transformation whose update of one tensor does not depend
-        on another's. Extra arguments reach it as they are, the same for all layers.
+        on another's. Extra arguments reach it whole, the same for all layers.
       stacked: the stacks: a selector (see :func:`select`) of leaves with layers on axis
         0, or a mapping from patterns to layer axes, such as ``{"^layers/": 1}``, the
         first pattern that is found in a path deciding. An axis counts from 0, or from
@@ -75,11 +78,12 @@ def per_layer(
 
     Raises:
       ValueError: from ``init``, ``stacked`` matches no leaf, or one without its layer
-        axis; an ``inner`` that takes tensors together (one of them a stack), keeps one
-        number over stacks of different lengths, or draws the same random numbers for
-        all layers, as Optax's own noise does. (Of an ``inner`` that cannot do without
-        extra arguments the first comes out in ``update`` alone, and only if some leaf
-        is no stack.) From ``update``, a state or updates of other shapes.
+        axis; an ``inner`` that takes tensors together, one of them a stack, keeps one
+        number over stacks of different lengths, or has one random key for all layers.
+        From ``update``, the same where an extra argument leads to it; a state or
+        updates of other shapes. What is not found out: keys that ``inner`` closes over,
+        and two layers of one stack taken together where that is the only stack and
+        ``inner`` chooses leaves by anchored paths.
       TypeError: an argument of the wrong kind; a stack's gradient is a
         :class:`RowSparse`.
 

@@ -290,12 +290,24 @@ def test_the_same_found_out_in_update() -> None:
         total = sum(leaf.sum() for leaf in jax.tree.leaves(updates))
         return jax.tree.map(lambda u: u * total * value, updates), state
 
-    inner = _stateless(update)
     params = {"a": jnp.ones(2), "layers": jnp.ones((3, 2))}
+    tx = ot.per_layer(_stateless(update), "layers")
+    with pytest.raises(ValueError, match="its update at 'a' depends on 'layers'"):
+        tx.update(params, tx.init(params), params, value=jnp.ones(()))
+
+
+def test_a_number_that_turns_out_to_be_a_layers_own_is_refused() -> None:
+    """As `init` could not see it, it made one for all layers."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any) -> Any:
+        return updates, state + value * updates["layers"].sum()
+
+    inner = optax.GradientTransformationExtraArgs(
+        lambda params: jnp.zeros(()), cast(Any, update)
+    )
+    params = {"layers": jnp.ones((3, 2))}
     tx = ot.per_layer(inner, "layers")
-    with pytest.raises(
-        ValueError, match="lets a layer enter into what all layers share"
-    ):
+    with pytest.raises(ValueError, match="lets a layer enter into what all layers sha"):
         tx.update(params, tx.init(params), params, value=jnp.ones(()))
 
 
@@ -327,3 +339,54 @@ def test_a_state_of_other_stacks_is_refused() -> None:
         tx.update({"w": jnp.ones((4, 2))}, state, {"w": jnp.ones((3, 2))})
     with pytest.raises(TypeError, match="inner must be an optax"):
         ot.per_layer(cast(Any, 3), "w")
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.clip_by_global_norm(1.0),
+        lambda: optax.apply_if_finite(optax.sgd(0.1), 3),
+        lambda: optax.chain(optax.adam(0.1), optax.normalize_by_update_norm()),
+    ],
+    ids=["clip", "if_finite", "normalize"],
+)
+def test_layers_of_a_single_stack_are_not_taken_together(make: Any) -> None:
+    with pytest.raises(ValueError, match="depends on 'layers of another layer'"):
+        ot.per_layer(make(), "layers").init({"layers": jnp.ones((3, 4, 5))})
+
+
+def test_an_argument_that_makes_inner_mix_tensors_is_found_out() -> None:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if "value" not in extra:
+            return updates, state
+        total = sum(leaf.sum() for leaf in jax.tree.leaves(updates))
+        return jax.tree.map(lambda u: u * total * extra["value"], updates), state
+
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    tx = ot.per_layer(_stateless(update), "")
+    tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match="its update at 'a' depends on 'b'"):
+        tx.update(params, tx.init(params), params, value=jnp.ones(()))
+
+
+def test_an_argument_laid_out_like_the_parameters_is_refused() -> None:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        curved = extra.get("curvature", updates)
+        return jax.tree.map(lambda u, c: u * c, updates, curved), state
+
+    params = {"w": jnp.ones((3, 4, 4))}
+    tx = ot.per_layer(_stateless(update), "w")
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(ValueError, match=r"of shape \(3, 4, 4\) for a tensor of shape"),
+    ):
+        tx.update(params, tx.init(params), params, curvature=params)
+
+
+def test_an_inner_that_changes_its_structure_is_refused() -> None:
+    drops = lambda updates, state, params=None: ({"a": updates["a"]}, state)
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    tx = ot.per_layer(_stateless(drops), "")
+    with pytest.raises(ValueError, match="inner changes the structure of its updates"):
+        tx.update(params, tx.init(params), params)

@@ -395,7 +395,11 @@ def test_bad_arguments(change: Any, error: Any, message: str) -> None:
 
 
 BAD_TREES: list[Any] = [
-    ({}, ["blocks/0", "w"], r"finds no layer, .* Paths: 'blocks/0', 'w'"),
+    (
+        {},
+        ["blocks/0", "w"],
+        r"finds no layer; if layers are stacked in one leaf, say so by `stacked`\.",
+    ),
     ({"layers": r"layers/(\w+)"}, ["layers/a"], "whole number, got 'a' at 'layers/a'"),
     ({"layers": r"l(\d)?"}, ["l/w"], "must be a whole number, got None at 'l/w'"),
     ({"layers": r"l(-?\d)"}, ["l-1"], "must be a whole number, got '-1' at 'l-1'"),
