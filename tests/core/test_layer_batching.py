@@ -87,7 +87,14 @@ def _flat(program: Any) -> Any:
     return lambda *arguments: jax.tree.leaves(program(*arguments))
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        1,
+        pytest.param(2, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_it_is_vmap_on_any_layer_axis(program: Any, axis: int) -> None:
     places = [Place(0, min(axis, len(shape))) for shape in SHAPES]

@@ -21,7 +21,7 @@ from .recipes import RECIPES
 
 
 def each_form_and_recipe(forms: Mapping[str, Any], *, brief: Mapping[str, str]) -> Any:
-    """Every form is trained by every recipe; all but one of each form are slow."""
+    """Every form is trained by every recipe; most of them are slow."""
     slow = lambda form, recipe: [] if brief[form] == recipe else [pytest.mark.slow]
     return pytest.mark.parametrize(
         ("form", "recipe"),

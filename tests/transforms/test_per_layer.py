@@ -76,7 +76,17 @@ def compare(name: str, dtype: Any, axis: int) -> None:
             params = applied(params, want)
 
 
-@pytest.mark.parametrize("name", MAKE)
+# One of each kind: a sum a tensor, draws, rows, a number a leaf, factors, a branch.
+BRIEF = {"tiger", "gradient_dropout", "lazy_rows", "magma", "adafactor", "MultiSteps"}
+
+
+def _each(brief: bool) -> Any:
+    slow = lambda name: [] if brief and name in BRIEF else [pytest.mark.slow]
+    params = [pytest.param(name, marks=slow(name)) for name in MAKE]
+    return pytest.mark.parametrize("name", params)
+
+
+@_each(brief=True)
 def test_a_stack_is_the_list_of_its_layers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,8 +94,7 @@ def test_a_stack_is_the_list_of_its_layers(
     compare(name, jnp.float32, axis=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MAKE)
+@_each(brief=False)
 @pytest.mark.parametrize(
     ("axis", "dtype"),
     [(0, jnp.float32), (0, jnp.bfloat16), (1, jnp.bfloat16)],

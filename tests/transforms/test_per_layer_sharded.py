@@ -28,7 +28,13 @@ INNER = {
     "skip": lambda: ot.update_dropout(0.5, key=1, granularity="leaf"),
 }
 each_kind = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-each_inner = pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+each_inner = pytest.mark.parametrize(
+    "inner",
+    [
+        pytest.param(make, id=name, marks=[] if name == "tiger" else pytest.mark.slow)
+        for name, make in INNER.items()
+    ],
+)
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
