@@ -44,6 +44,8 @@ class Case:
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
+      slow: a variant of another row, which the contract tests take up among the slow
+        ones.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -59,6 +61,7 @@ class Case:
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
+    slow: bool = False
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
@@ -167,6 +170,7 @@ CASES: dict[str, Case] = {
     "keep_entries_broadcast": Case(
         ot.keep_entries,
         lambda params: {"mask": row_mask(params), "rescale": True},
+        slow=True,
     ),
     "compact_entries": Case(
         ot.compact_entries,
@@ -181,6 +185,7 @@ CASES: dict[str, Case] = {
         elementwise=False,
         exchange="leaves",
         param_shaped=False,
+        slow=True,
     ),
     "child_tuning_d": Case(
         ot.child_tuning_d,
@@ -197,6 +202,7 @@ CASES: dict[str, Case] = {
     "child_tuning_d_broadcast": Case(
         ot.child_tuning_d,
         lambda params: {"inner": _inner(), "mask": row_mask(params)},
+        slow=True,
     ),
     "child_tuning_f": Case(
         ot.child_tuning_f,
@@ -315,6 +321,7 @@ CASES: dict[str, Case] = {
         exchange="rows",
         reads_state=False,
         ulps=4,
+        slow=True,
     ),
     "scale_by_path": Case(
         ot.scale_by_path,
@@ -332,6 +339,7 @@ CASES: dict[str, Case] = {
             "factors": _rates_of_layers(params),
             "stacked": _stack_of(params),
         },
+        slow=True,
     ),
     "scale_by_depth": Case(
         ot.scale_by_depth,
