@@ -8,7 +8,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import jax
@@ -25,20 +24,10 @@ _IMPORT = (
 )
 
 
-def compile_seconds(tx: optax.GradientTransformation, leaves: int) -> float:
-    """Seconds from a Python step function to a compiled one."""
+def many_leaves(count: int) -> dict[str, jax.Array]:
+    """Parameters of a few shapes that come again and again."""
     shapes = [(64, 64), (64,), (64, 256), (256, 64), (256,)]
-    params = {f"leaf_{i}": jnp.ones(shapes[i % 5]) for i in range(leaves)}
-    state = tx.init(params)
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    jax.clear_caches()
-    start = time.perf_counter()
-    jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    return time.perf_counter() - start
+    return {f"leaf_{i}": jnp.ones(shapes[i % 5]) for i in range(count)}
 
 
 def import_seconds(runs: int) -> float:
@@ -61,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             ot.gradient_dropout(0.3, key=0), optax.lion(1e-3)
         ),
     }
+    params = many_leaves(leaves)
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, make in sides.items():
-            samples[name].append(compile_seconds(make(), leaves))
+            samples[name].append(harness.compile_seconds(make(), params))
     seconds = {name: statistics.median(times) for name, times in samples.items()}
     rows = [
         {"side": name, "leaves": leaves, "s": s, "ratio": s / seconds["optax.lion"]}

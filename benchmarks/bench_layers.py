@@ -6,11 +6,9 @@ together again behind it. Compile time is measured for a list of layers as well.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -70,21 +68,6 @@ def steps(layers: int, width: int, axis: int, windows: int) -> list[dict[str, An
     return rows
 
 
-def compile_seconds(tx: Any, shapes: Mapping[str, Any]) -> float:
-    """Seconds from a Python step function to a compiled one."""
-    params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
-    state = jax.jit(tx.init)(params)
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    jax.clear_caches()
-    start = time.perf_counter()
-    jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    return time.perf_counter() - start
-
-
 def compile_times(
     counts: Sequence[int], width: int, rounds: int
 ) -> list[dict[str, Any]]:
@@ -103,7 +86,8 @@ def compile_times(
     samples: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, (tx, shapes) in sides.items():
-            samples[side].append(compile_seconds(tx, shapes))
+            params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+            samples[side].append(harness.compile_seconds(tx, params))
     return [
         {"side": side, "s": statistics.median(found)} for side, found in samples.items()
     ]

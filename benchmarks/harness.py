@@ -83,6 +83,20 @@ class TrainStep:
         return temp_bytes(self.compiled)
 
 
+def compile_seconds(tx: optax.GradientTransformation, params: Any) -> float:
+    """Seconds from a Python step function to a compiled one."""
+    state = jax.jit(tx.init)(params)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jax.clear_caches()
+    start = time.perf_counter()
+    jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    return time.perf_counter() - start
+
+
 def temp_bytes(compiled: Any) -> int:
     """Temporary memory of a compiled function, as XLA reports it."""
     return int(compiled.memory_analysis().temp_size_in_bytes)

@@ -59,10 +59,10 @@ class LayerPlan:
             step = self._traced_update(layouts, [one, parts, one], {})
         except Exception:  # it cannot do without extra arguments
             step = None
-        stacks = [None if at is None else at.group for at in self._places]
-        flow = LayerFlow(self._paths, stacks, self._first, step)
+        self._stacks = [None if at is None else at.group for at in self._places]
+        flow = LayerFlow(self._paths, self._stacks, self._first, step)
         flow.check(leaves_with_paths(state))
-        self._check_twins(one, stacks)
+        self._check_twins(one)
         numbers_of = {path: number for number, path in enumerate(self._paths)}
         belongs = owners(inner, state, jax.tree.unflatten(self._layout, one))
         homes = [numbers_of.get(owner) for owner in belongs]
@@ -122,7 +122,7 @@ class LayerPlan:
             layouts[1], out[count:]
         )
 
-    def _check_twins(self, one: list[Any], stacks: list[int | None]) -> None:
+    def _check_twins(self, one: list[Any]) -> None:
         """Rejects an `inner` that takes two layers of one stack together.
 
         Seen one at a time they cannot show it, so all leaves are seen twice; where
@@ -146,7 +146,7 @@ class LayerPlan:
         except Exception:  # of another tree than it is made for
             return
         names = [*self._paths, *(f"{path} of another layer" for path in self._paths)]
-        LayerFlow(names, stacks * 2, first, step).check([])
+        LayerFlow(names, self._stacks * 2, first, step).check([])
 
     def _check_step(
         self, step: Any, lists: list[Any], state: Any, with_extra: bool
@@ -167,8 +167,7 @@ class LayerPlan:
                 )
         count = len(self._paths)
         if with_extra and len(lists[0]) == len(lists[2]) == count:
-            stacks = [None if at is None else at.group for at in self._places]
-            LayerFlow(self._paths, stacks, self._first, step).check(state)
+            LayerFlow(self._paths, self._stacks, self._first, step).check(state)
 
     def _arrays_of(self, tree: Any) -> Places:
         """The place of every array; a leaf of several arrays may be no stack."""
