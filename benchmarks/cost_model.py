@@ -152,6 +152,11 @@ COSTS: dict[str, Cost] = {
         lambda mask: optax.chain(_lion(), ot.ema_params(0.999, dtype=jnp.bfloat16)),
         1.5 * FLOAT,
     ),
+    "lion, round_stochastically": Cost(
+        lambda mask: optax.chain(_lion(), ot.round_stochastically(key=0)),
+        FLOAT,
+        note="of bfloat16 parameters, half of it all",
+    ),
     "scale_by_path, lion": Cost(
         lambda mask: optax.chain(_lion(), ot.scale_by_path({"kernel": 0.5})), FLOAT
     ),

@@ -36,6 +36,7 @@ from .transforms import KeepEntriesState as KeepEntriesState
 from .transforms import LionState as LionState
 from .transforms import MagmaState as MagmaState
 from .transforms import MonitorGroupsState as MonitorGroupsState
+from .transforms import RoundStochasticallyState as RoundStochasticallyState
 from .transforms import ScaleByPathState as ScaleByPathState
 from .transforms import TigerState as TigerState
 from .transforms import at_window_end as at_window_end
@@ -48,6 +49,7 @@ from .transforms import lazy_rows as lazy_rows
 from .transforms import magma as magma
 from .transforms import monitor_groups as monitor_groups
 from .transforms import per_layer as per_layer
+from .transforms import round_stochastically as round_stochastically
 from .transforms import scale_by_depth as scale_by_depth
 from .transforms import scale_by_lion as scale_by_lion
 from .transforms import scale_by_param_rms as scale_by_param_rms
@@ -67,6 +69,7 @@ __all__ = [
     "MonitorGroupsState",
     "PathLabels",
     "PruneGroup",
+    "RoundStochasticallyState",
     "RowSparse",
     "ScaleByPathState",
     "TigerState",
@@ -92,6 +95,7 @@ __all__ = [
     "mixed_sign",
     "monitor_groups",
     "per_layer",
+    "round_stochastically",
     "scale_by_depth",
     "scale_by_lion",
     "scale_by_param_rms",

@@ -44,6 +44,8 @@ class Case:
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
+      widens: updates of bfloat16 and float16 leaves come out as float32; of all others,
+        here and elsewhere, they keep their dtype.
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
     """
@@ -61,11 +63,18 @@ class Case:
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
+    widens: bool = False
     slow: bool = False
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
         return self.factory(**self.arguments(params))
+
+    def as_updates(self, params: Any) -> Any:
+        """Something laid out as the updates of these parameters."""
+        narrow = (jnp.bfloat16, jnp.float16) if self.widens else ()
+        wide = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype in narrow else leaf
+        return jax.tree.map(wide, params)
 
 
 def _has_rows(path: str, leaf: Any) -> bool:
@@ -107,6 +116,11 @@ def _rates_of_layers(params: Any) -> dict[str, Any]:
 
     ot.select(params, visit)
     return {**rates, "": 0.3}
+
+
+def _narrow_tree(dtype: Any) -> Any:
+    """The small tree, in bfloat16 where float32 is asked for."""
+    return small_tree(jnp.bfloat16 if dtype == jnp.float32 else dtype)
 
 
 def _inner() -> optax.GradientTransformationExtraArgs:
@@ -322,6 +336,13 @@ CASES: dict[str, Case] = {
         reads_state=False,
         ulps=4,
         slow=True,
+    ),
+    "round_stochastically": Case(
+        ot.round_stochastically,
+        lambda params: {"key": 9},
+        params=_narrow_tree,
+        promotion="standard",
+        widens=True,
     ),
     "scale_by_path": Case(
         ot.scale_by_path,

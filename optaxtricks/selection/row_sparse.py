@@ -9,7 +9,7 @@ import numpy as np
 from .._core import checks
 from .._core.paths import OneLeaf
 from .._core.row_ids import check_ids, ids_array, in_range
-from .._core.shardings import typed_sharding
+from .._core.shardings import typed_sharding, whole_rows
 
 # What a map over arrays leaves of this number tells whether it changed the indices.
 _SEAL = np.full((), 0x5EED5, np.int32)
@@ -199,10 +199,26 @@ class RowSparse(OneLeaf):
                 f"a RowSparse for a table of shape {self.shape} cannot be added to an "
                 f"array of shape {table.shape}."
             )
+        wide = np.promote_types(table.dtype, sparse.dtype)
+        if wide.itemsize > table.dtype.itemsize:
+            return sparse.summed()._added_wide(table, wide)
         return table.at[sparse.indices].add(
             sparse.values.astype(table.dtype),
             mode="drop",
             unique_indices=self.distinct,
+            out_sharding=typed_sharding(table),
+        )
+
+    def _added_wide(self, table: jax.Array, wide: Any) -> jax.Array:
+        """The sum, rounded once as that of arrays is, and not its rows first."""
+        rows = table.at[self.indices].get(
+            mode="fill", fill_value=0, out_sharding=whole_rows(table)
+        )
+        rows = rows.astype(wide) + self.values.astype(wide)
+        return table.at[self.indices].set(
+            rows.astype(table.dtype),
+            mode="drop",
+            unique_indices=True,
             out_sharding=typed_sharding(table),
         )
 

@@ -21,6 +21,10 @@ from .monitor_groups import MonitorGroupsState as MonitorGroupsState
 from .monitor_groups import monitor_groups as monitor_groups
 from .param_rms import scale_by_param_rms as scale_by_param_rms
 from .per_layer import per_layer as per_layer
+from .round_stochastically import (
+    RoundStochasticallyState as RoundStochasticallyState,
+)
+from .round_stochastically import round_stochastically as round_stochastically
 from .scale_by_depth import scale_by_depth as scale_by_depth
 from .scale_by_path import ScaleByPathState as ScaleByPathState
 from .scale_by_path import scale_by_path as scale_by_path
@@ -37,6 +41,7 @@ __all__ = [
     "LionState",
     "MagmaState",
     "MonitorGroupsState",
+    "RoundStochasticallyState",
     "ScaleByPathState",
     "TigerState",
     "at_window_end",
@@ -49,6 +54,7 @@ __all__ = [
     "magma",
     "monitor_groups",
     "per_layer",
+    "round_stochastically",
     "scale_by_depth",
     "scale_by_lion",
     "scale_by_param_rms",

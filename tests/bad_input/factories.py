@@ -108,6 +108,7 @@ FACTORIES: dict[str, Entry] = {
             Row("b1", [2.0], ValueError, "b1 must lie in"),
         ],
     ),
+    **factory("round_stochastically", {"key": 0}, KEY),
     **factory("scale_by_param_rms", {}, [*size("floor"), *selector("rows")]),
     **factory(
         "shrink_nonfinite",

@@ -163,6 +163,10 @@ def test_apply_if_finite_skips_a_bad_step(case: Case) -> None:
     tx: Any = optax.apply_if_finite(case.make(params), max_consecutive_errors=2)
     state, extra = tx.init(params), case.extra_args(params)
     bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    if case.widens:  # Optax's zeros have the dtype of what comes in
+        with pytest.raises(TypeError, match="branches must have equal output types"):
+            tx.update(bad, state, params, **extra)
+        return
     zero, after = tx.update(bad, state, params, **extra)
     assert_same(zero, jax.tree.map(jnp.zeros_like, params))
     assert_same(after.inner_state, state.inner_state)
@@ -184,7 +188,7 @@ def test_odd_leaves_keep_their_layout(case: Case) -> None:
     tx = case.make(params)
     state = tx.init(params)
     updates, after = _first_update(case, tx, params)
-    assert layout(updates) == layout(params)
+    assert layout(updates) == layout(case.as_updates(params))
     assert layout(after) == layout(state)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
 
@@ -199,7 +203,8 @@ def test_a_number_of_python_is_a_scalar(case: Case) -> None:
         {**tree, "scale": float(tree["scale"])} for tree in (params, grads)
     )
     got: Any = tx.update(grads, tx.init(params), params, **extra)[0]
-    np.testing.assert_allclose(got["scale"], want["scale"], rtol=1e-6)
+    if not case.widens:  # it is a float32 then, and no narrow number
+        np.testing.assert_allclose(got["scale"], want["scale"], rtol=1e-6)
     assert_same({**got, "scale": want["scale"]}, want)
 
 
@@ -253,7 +258,7 @@ def test_tuples_and_lists_are_trees_too(case: Case) -> None:
     for params in (tuple(leaves), [leaves[:2], (leaves[2], leaves[3:])], (tree, tree)):
         tx = case.make(params)
         updates, state = _first_update(case, tx, params)
-        assert layout(updates) == layout(params)
+        assert layout(updates) == layout(case.as_updates(params))
         assert layout(state) == layout(tx.init(params))
 
 

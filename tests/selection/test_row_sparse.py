@@ -94,6 +94,17 @@ def test_optax_adds_it_to_any_array():
     assert narrow.dtype == jnp.bfloat16
 
 
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_wide_rows_are_added_to_a_narrow_table_as_arrays_are(compiled):
+    table, rows = values((6, 4), jnp.bfloat16, 0), values((3, 4), jnp.float32, 1)
+    sparse = optaxtricks.RowSparse(jnp.array([5, 2, 5]), rows, 6)
+    add = jax.jit(applied) if compiled else applied
+    got = add(table, sparse)
+    assert got.dtype == jnp.bfloat16
+    assert (got == applied(table, sparse.to_dense())).all()
+
+
 def test_it_is_a_node_that_jax_takes_apart_and_puts_together():
     grad = ot.RowSparse.from_lookup(jnp.asarray([1, 1]), jnp.ones((2, 1)), 3)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(grad)]
