@@ -43,17 +43,31 @@ def sides() -> dict[str, tuple[optax.GradientTransformation, int]]:
     }
 
 
+def narrow_sides() -> dict[str, tuple[optax.GradientTransformation, int]]:
+    """The same on parameters, gradients and momentum in bfloat16."""
+    lion, last = ot.lion(1e-4), ot.round_stochastically(key=0)
+    return {
+        "bfloat16: optax.lion": (optax.lion(1e-4), 5),
+        "bfloat16: lion": (lion, 5),
+        "bfloat16: lion, round_stochastically": (optax.chain(lion, last), 5),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compares one step of each side on the same tree, windows averaged."""
     options = harness.arguments(__doc__, argv)
     shapes = harness.SIZES[options.size]
-    chosen = sides()
-    steps = {name: harness.TrainStep(tx, shapes) for name, (tx, _) in chosen.items()}
+    wide, narrow = sides(), narrow_sides()
+    steps = {name: harness.TrainStep(tx, shapes) for name, (tx, _) in wide.items()}
+    steps |= {
+        name: harness.TrainStep(tx, shapes, jnp.bfloat16)
+        for name, (tx, _) in narrow.items()
+    }
     windows = {name: lambda step=step: _window(step) for name, step in steps.items()}
     seconds = harness.alternate(windows, windows=3 if options.size == "tiny" else 9)
-    params = harness.tree_bytes(next(iter(steps.values())).params)
     rows = []
-    for name, (_, arrays) in chosen.items():
+    for name, (_, arrays) in (wide | narrow).items():
+        params = harness.tree_bytes(steps[name].params)
         second = seconds[name] / WINDOW
         rows.append(
             {

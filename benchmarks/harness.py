@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{
             name: importlib.metadata.version(name)
-            for name in ("optaxtricks", "jax", "jaxlib", "optax", "numpy")
+            for name in ("jax", "jaxlib", "optax", "numpy")
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -59,9 +59,14 @@ def alternate(
 class TrainStep:
     """A compiled optimizer step with donated parameters and state; a call runs it."""
 
-    def __init__(self, tx: optax.GradientTransformation, shapes: Mapping[str, Any]):
+    def __init__(
+        self,
+        tx: optax.GradientTransformation,
+        shapes: Mapping[str, Any],
+        dtype: Any = jnp.float32,
+    ):
         rng = np.random.default_rng(0)
-        draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32))
+        draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
         self.params = {path: draw(shape) for path, shape in shapes.items()}
         self.grads = {path: draw(shape) for path, shape in shapes.items()}
         self.state = tx.init(self.params)
