@@ -21,11 +21,12 @@ from .bench_rows import RowStep, dense, sparse
 
 WINDOW = 4
 QUEUED = 8  # a multiple of the window
-SIZES = {
-    "tiny": harness.transformer_shapes(layers=1, width=32, vocabulary=128),
-    "full": harness.transformer_shapes(layers=12, width=1024, vocabulary=32000),
+# Stacked layers: few leaves, so that starting kernels is no part of the time.
+TREES = {
+    "tiny": {"emb": (64, 32)} | harness.stacked_shapes(layers=2, width=32, axis=0),
+    "full": {"emb": (32000, 1024)}
+    | harness.stacked_shapes(layers=12, width=1024, axis=0),
 }
-LAYERS = {"tiny": (2, 32), "full": (12, 1024)}
 ROWS = {"tiny": 128, "full": 524_288}
 
 
@@ -49,10 +50,12 @@ def sides() -> dict[str, tuple[optax.GradientTransformation, Any]]:
         "monitor_groups, adamw": optax.chain(ot.monitor_groups(_one_label), adamw),
         "optax.lion": optax.lion(1e-4),
         "lion": lion,
-        "tiger": ot.tiger(1e-3),
-        f"tiger, window of {WINDOW}": ot.tiger(1e-3, accumulate_steps=WINDOW),
+        "per_layer(tiger)": ot.per_layer(ot.tiger(1e-3), "^layers/"),
+        f"per_layer(tiger), window of {WINDOW}": ot.per_layer(
+            ot.tiger(1e-3, accumulate_steps=WINDOW), "^layers/"
+        ),
         f"MultiSteps(adamw, {WINDOW})": multi,
-        "magma(lion)": ot.magma(lion, key=0),
+        "per_layer(magma(lion))": ot.per_layer(ot.magma(lion, key=0), "^layers/"),
         "lion, ema_params": optax.chain(lion, ot.ema_params(0.999)),
     }
     return {name: (tx, jnp.float32) for name, tx in full.items()} | {
@@ -130,12 +133,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(row, flush=True)
 
     for name, (tx, dtype) in sides().items():
-        record(name, QueuedStep(tx, SIZES[size], dtype))
-    layers, width = LAYERS[size]
-    stacked = harness.stacked_shapes(layers=layers, width=width, axis=0)
-    record("per_layer(tiger)", QueuedStep(ot.per_layer(ot.tiger(1e-3), ""), stacked))
+        record(name, QueuedStep(tx, TREES[size], dtype))
     for name, step in row_steps(size).items():
         record(name, step)
+    many = harness.SIZES[size]
+    for name in ("adamw", "gradient_dropout, adamw", "lion"):
+        step = QueuedStep(sides()[name][0], many)
+        record(f"{len(many)} leaves: {name}", step)
     harness.publish("bench_card", rows, options)
 
 

@@ -119,6 +119,7 @@ def test_an_interruption_keeps_finished_runs(
     assert results["recipes"]["head"]["seeds"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_full_run_searches_rates_on_a_seed_of_its_own(command, calls):
     code, results = command(
         "--full", "--steps", 2, "--seeds", 2, "--recipes", "fish", "full"
@@ -137,6 +138,7 @@ def test_full_run_searches_rates_on_a_seed_of_its_own(command, calls):
     assert gap["standard_error"] is not None
 
 
+@pytest.mark.slow
 def test_roberta_with_pairs_of_texts(command, tmp_path, task):
     for split in ("train", "dev"):
         path = task / f"{split}.jsonl"

@@ -12,6 +12,7 @@ from benchmarks.ladder import starts, steps
 pytestmark = pytest.mark.usefixtures("training")
 
 
+@pytest.mark.slow
 def test_both_starts_have_a_finite_loss_for_every_seed():
     fresh, pruned = starts.rows("tiny")
     assert (fresh["side layers"], pruned["side layers"]) == ("fresh", "pruned")
@@ -24,6 +25,7 @@ def test_both_starts_have_a_finite_loss_for_every_seed():
     assert pruned["pruned - fresh"] == pytest.approx(gap, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_cached_ladder_does_a_small_part_of_the_work():
     config = steps.encoder_config(layers=2, width=32, vocabulary=128, heads=2)
     problem = steps.random_problem(config, batch_size=4, length=8)

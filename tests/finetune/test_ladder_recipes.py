@@ -30,7 +30,7 @@ from .test_parameter_efficient import (
 )
 from .training import SEED, count, fisher, moved, size, tiny_problem, train
 
-pytestmark = pytest.mark.usefixtures("training")
+pytestmark = [pytest.mark.usefixtures("training"), pytest.mark.slow]
 SIDE = r"^(side|head)/"
 
 

@@ -35,6 +35,7 @@ def test_full_trains_every_leaf(problem):
     assert record["optimizer_state_bytes"] >= 8 * size(before)
 
 
+@pytest.mark.slow
 def test_child_tuning_d_moves_kept_layer_entries_only(problem):
     before, after, mask, record = train(problem, "child_tuning_d")
     layers, changed = before["encoder"]["layers"], moved(before, after)

@@ -237,6 +237,7 @@ MESHED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 SPECS = [("x", "y"), (None, "x"), (("x", "y"),), (None, "y", "x")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_on_a_mesh_nothing_travels(kind: AxisType, spec: tuple[Any, ...]) -> None:
