@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+import optax
 
-from .._core.paths import flatten, leaves_with_paths, listing
+from .._core.paths import OneLeaf, flatten, is_hole, leaves_with_paths, listing
 from .._core.selectors import Selector, matches
 
 
@@ -83,30 +84,62 @@ def split(tree: Any, selector: Selector) -> tuple[Any, Any]:
 
 
 def merge(selected: Any, rest: Any) -> Any:
-    """Puts together what :func:`split` took apart.
+    """Puts together what :func:`split` took apart, or Optax.
+
+    ``None`` is a hole in the place of a leaf, ``optax.MaskedNode`` in that of a leaf
+    or, as a mask that is a prefix of the parameters leaves it, of a whole subtree.
 
     Args:
-      selected: a tree with ``None`` in the holes.
+      selected: a tree with holes.
       rest: a tree of the same containers that fills exactly those holes.
 
     Returns:
-      The tree without the holes; a position empty in both stays ``None``.
+      The tree without the holes. A position empty in both stays as it is in ``rest``.
 
     Raises:
       ValueError: the containers differ, or a leaf is present in both.
 
     Examples:
+      >>> import optax
       >>> import optaxtricks as ot
       >>> ot.merge({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
       {'a': 1.0, 'b': 2.0}
+      >>> ot.merge({"a": 1.0, "b": optax.MaskedNode()}, {"a": None, "b": {"w": 2.0}})
+      {'a': 1.0, 'b': {'w': 2.0}}
     """
-    left, own = flatten(selected, with_none=True)
-    right, layout = flatten(rest, with_none=True)
-    if layout != own:
+    merged, fits, clear = _merged(selected, rest)
+    if not fits:
+        own, layout = (flatten(tree, with_none=True)[1] for tree in (selected, rest))
         raise ValueError(f"merge needs equal structures, got {own} and {layout}.")
-    pairs = list(zip(left, right, strict=True))
-    if any(x is not None and y is not None for x, y in pairs):
+    if not clear:
         both = {path for path, _ in leaves_with_paths(selected)}
         twice = [path for path, _ in leaves_with_paths(rest) if path in both]
         raise ValueError(f"leaves present in both trees: {listing(twice)}.")
-    return jax.tree.unflatten(layout, [y if x is None else x for x, y in pairs])
+    return merged
+
+
+def _merged(left: Any, right: Any) -> tuple[Any, bool, bool]:
+    """Both together, whether containers agree, and whether no leaf is in both."""
+    if isinstance(left, optax.MaskedNode) or (left is None and _is_place(right)):
+        return right, True, True
+    if isinstance(right, optax.MaskedNode) or (right is None and _is_place(left)):
+        return left, True, True
+    (ours, own), (theirs, layout) = _children(left), _children(right)
+    if own != layout:
+        return None, False, True
+    if _is_place(left):
+        return left, True, False
+    parts = [_merged(x, y) for x, y in zip(ours, theirs, strict=True)]
+    tree = jax.tree.unflatten(layout, [part for part, _, _ in parts])
+    return tree, all(fits for _, fits, _ in parts), all(clear for *_, clear in parts)
+
+
+def _children(node: Any) -> tuple[list[Any], Any]:
+    """The nodes right below one, and its container."""
+    return jax.tree.flatten(node, is_leaf=lambda below: below is not node)
+
+
+def _is_place(node: Any) -> bool:
+    """Whether a node is a leaf or a hole, and no container."""
+    below = _children(node)[0]
+    return is_hole(node) or isinstance(node, OneLeaf) or any(x is node for x in below)

@@ -4,11 +4,11 @@ from .at_window_end import AtWindowEndState as AtWindowEndState
 from .at_window_end import at_window_end as at_window_end
 from .compact_entries import CompactEntriesState as CompactEntriesState
 from .compact_entries import compact_entries as compact_entries
+from .cosine_ema_decay import cosine_ema_decay as cosine_ema_decay
 from .dropout import DropoutState as DropoutState
 from .dropout import gradient_dropout as gradient_dropout
 from .dropout import update_dropout as update_dropout
 from .ema_params import EmaParamsState as EmaParamsState
-from .ema_params import cosine_ema_decay as cosine_ema_decay
 from .ema_params import ema_params as ema_params
 from .keep_entries import KeepEntriesState as KeepEntriesState
 from .keep_entries import keep_entries as keep_entries

@@ -1,6 +1,5 @@
 """A moving average of the parameters, kept beside the optimizer's own state."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +19,10 @@ class EmaParamsState(NamedTuple):
     Attributes:
       ema: the average, laid out like the parameters, in the dtype asked for; the
         parameters themselves until something has been averaged.
-      step: int32 scalar, the number of earlier updates; ``None`` with ``every=1`` and
-        a decay that is no schedule.
+      step: int32 scalar, the number of earlier averages; ``None`` with a decay that is
+        no schedule.
+      call: int32 scalar, the number of earlier calls of this window; ``None`` where
+        every call takes an average.
       weight: one minus the product of the decays so far: how much of an average begun
         at zero the parameters would make up. A float32 scalar and, as that alone would
         stand still near 1, another with what its rounding left. ``None`` without
@@ -30,6 +31,7 @@ class EmaParamsState(NamedTuple):
 
     ema: optax.Params
     step: jax.Array | None
+    call: jax.Array | None
     weight: tuple[jax.Array, jax.Array] | None
 
 
@@ -38,7 +40,7 @@ def ema_params(
     *,
     dtype: Any = None,
     debias: bool = False,
-    every: int = 1,
+    every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Averages the parameters over time; the updates pass as they are.
 
@@ -62,12 +64,16 @@ def ema_params(
     state travels with the optimizer's: one checkpoint, one sharding, one donated
     buffer. ``nnx.EMA`` keeps Variables beside a model, outside of both;
     ``optax.incremental_update`` is a step of the arithmetic and keeps nothing;
-    ``optax.ema`` averages the updates. Get it out by name, however deep it lies, with
-    ``optax.tree.get(opt_state, "ema")``; ``nnx.update(model,
-    optax.tree.get(optimizer.opt_state, "ema"))`` puts it into a Flax model. What is
-    got out so is the state's own buffer: copy what is to outlive a donation.
+    ``optax.ema`` averages the updates. :func:`averaged_params` puts it in the place of
+    the parameters, in their dtype, and :func:`optaxtricks.nn.averaged` into an NNX
+    model for a while. ``optax.tree.get(opt_state, "ema")`` is the average itself,
+    however deep it lies, in its own dtype and buffer: copy what is to outlive a
+    donation.
 
     Guarantees:
+      - What is counted is optimizer steps: a schedule sees the number of earlier
+        averages, so a window of calls of which the last alone moves the parameters
+        gives what one call gives.
       - Updates pass untouched. A :class:`RowSparse` is added to the whole table.
       - Arithmetic is in float32 or wider, on parameters rounded to their own dtype as
         ``optax.apply_updates`` rounds them, compiled or not.
@@ -76,17 +82,20 @@ def ema_params(
       - Integer and Boolean leaves are copied, not averaged.
       - No buffer of the parameters or the updates is shared; no communication on any
         sharding.
+      - Of a ``jax.ShapeDtypeStruct`` ``init`` makes another, for a checkpoint to fill.
 
     Args:
-      decay: :math:`d` in ``[0, 1]``, or a schedule of the number of earlier updates.
-      dtype: floating dtype of the average; ``None`` takes each leaf's own. Narrow
-        parameters want ``jnp.float32``: in bfloat16 an average stands still once
+      decay: :math:`d` in ``[0, 1]``, or a schedule of the number of earlier averages
+        (``optax.inject_hyperparams`` counts calls for it, and rounds it to the
+        parameters' dtype: in bfloat16, 0.999 is 1. Set its ``hyperparam_dtype``).
+      dtype: floating dtype of the average; ``None`` takes each leaf's own or, where
+        that is narrower, float32: in bfloat16 an average stands still once
         :math:`s_t` times the distance is below its rounding. Complex leaves take the
         complex dtype of that width. List it in ``static_args`` under
         ``optax.inject_hyperparams``.
       debias: whether the parameters before the first update count for nothing.
-      every: average at every k-th update only, the first time at the k-th; in between
-        nothing changes. List it in ``static_args``.
+      every: the length of a window of calls: average at its last call only; in between
+        nothing changes. ``None`` is 1. List it in ``static_args``.
 
     Returns:
       A transformation whose state is an :class:`EmaParamsState`. Its ``update`` needs
@@ -118,16 +127,20 @@ def ema_params(
     """
     checks.unit_interval(decay=decay)
     checks.flag(debias=debias)
+    _static("a dtype or None", dtype=dtype)
+    _static("an int", every=every)
+    every = 1 if every is None else every
     checks.positive_int(every=every)
     dtype = checks.float_dtype(dtype=dtype)
-    counts = every > 1 or callable(decay)
 
     def init(params: optax.Params) -> EmaParamsState:
         checks.array_leaves(params, by="ema_params")
         none = lambda: jnp.zeros((), jnp.float32)
+        count = lambda needed: jnp.zeros((), jnp.int32) if needed else None
         return EmaParamsState(
             ema=jax.tree.map(lambda p: _copied(p, dtype), params),
-            step=jnp.zeros((), jnp.int32) if counts else None,
+            step=count(callable(decay)),
+            call=count(every > 1),
             weight=(none(), none()) if debias else None,
         )
 
@@ -142,74 +155,43 @@ def ema_params(
         params = update_checks.given(params, by="ema_params")
         update_checks.same_shapes(updates, params, by="ema_params", name="params")
         update_checks.same_shapes(params, state.ema, by="ema_params", name="the state")
-        step, weight = state.step, state.weight
-        share, due = 1 - at_step(step, decay=decay), _due(step, every)
+        step, call, weight = state.step, state.call, state.weight
+        share = 1 - at_step(step, decay=decay)
+        due = True if call is None else call == np.int32(every - 1)
         if weight is not None:
             share, weight = _corrected(share, weight, due)
         ema = _over_leaves(state.ema, params, updates, (share, due))
         if step is not None:
-            step = jnp.asarray(optax.safe_increment(step))
-        return updates, EmaParamsState(ema=ema, step=step, weight=weight)
+            step = jnp.where(due, optax.safe_increment(step), step)
+        if call is not None:
+            call = jnp.where(due, np.int32(0), call + np.int32(1))
+        return updates, EmaParamsState(ema=ema, step=step, call=call, weight=weight)
 
     return transformation(init, update, one_leaf=True)
 
 
-def cosine_ema_decay(base: Any, total_steps: int) -> Callable[[Any], jax.Array]:
-    r"""BYOL's schedule of the target's decay: from a base to 1 on half a cosine.
-
-    .. math::
-        d_k = 1 - (1 - d_0)\, \tfrac12 \bigl(1 + \cos(\pi k / K)\bigr),
-        \qquad k = \min(\text{step}, K).
-
-    Published bases are 0.996 for the longest trainings, 0.99 and 0.97 for shorter
-    ones. From step :math:`K` on the average rests.
-
-    Args:
-      base: :math:`d_0` in ``[0, 1]``, the decay at the first update.
-      total_steps: :math:`K`, at least 1.
-
-    Returns:
-      A schedule for :func:`ema_params`: step, from 0, -> float32 scalar.
-
-    Raises:
-      ValueError: an argument out of range.
-      TypeError: an argument of the wrong kind.
-
-    Examples:
-      >>> import optaxtricks as ot
-      >>> decay = ot.cosine_ema_decay(0.996, 100)
-      >>> [round(float(decay(step)), 4) for step in (0, 50, 100, 200)]
-      [0.996, 0.998, 1.0, 1.0]
-
-    References:
-      Grill et al., 2020, `Bootstrap Your Own Latent
-      <https://arxiv.org/abs/2006.07733>`_ (code: google-deepmind/deepmind-research,
-      ``byol/utils/schedules.py``).
-    """
-    checks.unit_interval(schedule=False, base=base)
-    checks.positive_int(total_steps=total_steps)
-
-    def schedule(step: Any) -> jax.Array:
-        done = jnp.minimum(jnp.asarray(step), total_steps).astype(jnp.float32)
-        angle = done * jnp.asarray(np.pi / total_steps, jnp.float32)
-        share = jnp.asarray(1 - base, jnp.float32) * (1 + jnp.cos(angle)) / 2
-        return 1 - share
-
-    return schedule
+def _static(kind: str, **named: Any) -> None:
+    """Rejects what `optax.inject_hyperparams` made an array."""
+    for name, value in named.items():
+        if isinstance(value, jax.Array):
+            raise TypeError(
+                f"{name} must be {kind}, got {value!r}; under optax.inject_hyperparams "
+                f'list it: static_args=("{name}",).'
+            )
 
 
-def _copied(param: Any, dtype: Any) -> jax.Array:
+def _copied(param: Any, dtype: Any) -> Any:
     own = jnp.result_type(param)
-    if dtype is None or not jnp.issubdtype(own, jnp.inexact):
+    if not jnp.issubdtype(own, jnp.inexact):
         dtype = own
+    elif dtype is None:
+        dtype = np.promote_types(own, np.float32)
     elif jnp.issubdtype(own, jnp.complexfloating):
         dtype = np.promote_types(dtype, np.complex64)
+    if isinstance(param, jax.ShapeDtypeStruct):
+        # Zeros would be averaged on, should the checkpoint never come.
+        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
     return jnp.array(param, dtype=dtype, copy=True)
-
-
-def _due(step: Any, every: int) -> Any:
-    """Whether an update is one to average at."""
-    return True if every == 1 else (step + 1) % every == 0
 
 
 @jax.jit
@@ -245,7 +227,8 @@ def _averaged(old: jax.Array, param: Any, update: Any, how: Any) -> jax.Array:
     new = _moved(jnp.asarray(param), update)
     if not jnp.issubdtype(new.dtype, jnp.inexact):
         return jnp.where(due, new, old)
-    wide = np.promote_types(np.promote_types(new.dtype, old.dtype), np.float32)
+    # Of float16 and bfloat16 alone, NumPy knows no common dtype.
+    wide = np.promote_types(np.promote_types(new.dtype, np.float32), old.dtype)
     before, after = old.astype(wide), new.astype(wide)
     if new.dtype == jnp.bfloat16:
         # XLA would leave out the rounding between two conversions.

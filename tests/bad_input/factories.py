@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 import optaxtricks
 from tests.bad_input.rows import (
     BELOW_OR_NOT_FINITE,
@@ -214,7 +216,9 @@ FACTORIES |= {
         [
             *rate("decay", OUTSIDE_0_1, r"lie in \[0, 1\]"),
             flag("debias"),
-            *whole("every"),
+            *whole("every", none=False),
+            Row("every", [jnp.ones((), int)], TypeError, r'static_args=\("every",\)'),
+            Row("dtype", [jnp.ones(())], TypeError, r'static_args=\("dtype",\)'),
             Row("dtype", NOT_A_DTYPE, TypeError, "dtype must be a dtype"),
             Row("dtype", [int, "int8"], ValueError, "dtype must be a floating dtype"),
         ],

@@ -95,9 +95,11 @@ def option(name: str) -> Row:
     return Row(name, wrong, ValueError, f"{name} must be one of")
 
 
-def whole(name: str) -> list[Row]:
+def whole(name: str, *, none: bool = True) -> list[Row]:
+    """Rows of an argument that is a number of things; `none` says that None is bad."""
+    wrong = [value for value in NOT_AN_INT if none or value is not None]
     return [
-        Row(name, NOT_AN_INT, TypeError, f"{name} must be an int"),
+        Row(name, wrong, TypeError, f"{name} must be an int"),
         Row(name, [0, -1, np.int64(-3)], ValueError, f"{name} must be at least 1"),
         Row(name, [2**31, 10**400], ValueError, f"{name} must be below 2"),
     ]

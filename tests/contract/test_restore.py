@@ -6,11 +6,16 @@ from typing import Any
 import flax.serialization
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+import optaxtricks as ot
 from tests.cases import CASES, Case
-from tests.problems import assert_same, gradients, layout
+from tests.problems import NnxNet, assert_same, gradients, layout
 
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -69,3 +74,79 @@ def test_orbax_round_trip(
     assert layout(restored) == layout(state)
     want = _advance(case, state, range(2, 4))
     assert_same(_advance(case, restored, range(2, 4)), want)
+
+
+ABSTRACT = {
+    "chain": lambda ema: optax.chain(optax.adamw(0.1), ema),
+    "partition": lambda ema: optax.partition(
+        {"a": optax.chain(optax.sgd(0.5), ema), "b": optax.set_to_zero()},
+        ot.label_by_path({"kernel": "a"}, default="b"),
+    ),
+    "ladder": lambda ema: ot.ladder(optax.chain(optax.sgd(0.5), ema), side="kernel"),
+    "masked": lambda ema: optax.chain(
+        optax.sgd(0.5), optax.masked(ema, lambda tree: ot.select(tree, "kernel"))
+    ),
+    "multi_steps": lambda ema: optax.MultiSteps(
+        optax.chain(optax.sgd(0.5), ema), 2
+    ).gradient_transformation(),
+}
+
+
+def _train(model: Any, optimizer: Any) -> None:
+    """A step on a loss of which every gradient is the parameter."""
+    optimizer.update(model, nnx.state(model, nnx.Param))
+
+
+@pytest.mark.parametrize("wrap", ABSTRACT.values(), ids=ABSTRACT)
+def test_an_average_is_restored_into_an_abstract_optimizer(
+    wrap: Any, tmp_path: Path
+) -> None:
+    """Neither the abstract model nor what it is averaged to costs memory."""
+
+    def make(model: Any) -> tuple[Any, Any]:
+        tx = wrap(ot.ema_params(0.5, debias=True))
+        return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    def narrow() -> NnxNet:
+        model = NnxNet()
+        half = lambda x: x.astype(jnp.bfloat16)
+        nnx.update(model, jax.tree.map(half, nnx.state(model, nnx.Param)))
+        return model
+
+    model, optimizer = make(narrow())
+    abstract, empty = make(nnx.eval_shape(narrow))
+    with jax.numpy_dtype_promotion("standard"):
+        _train(model, optimizer)
+    state = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
+    target = {"model": nnx.state(abstract), "optimizer": nnx.state(empty)}
+    assert jax.tree.structure(state) == jax.tree.structure(target)
+    averages = jax.tree.leaves(optax.tree.get(empty.opt_state, "ema"))
+    assert {(type(x), x.dtype.name) for x in averages} == {
+        (jax.ShapeDtypeStruct, "float32")
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", target)
+    nnx.update(abstract, restored["model"])
+    nnx.update(empty, restored["optimizer"])
+    with jax.numpy_dtype_promotion("standard"):
+        _train(model, optimizer)
+        _train(abstract, empty)
+    assert_same(nnx.state(abstract), nnx.state(model))
+    assert_same(nnx.state(empty), nnx.state(optimizer))
+
+
+def test_an_abstract_average_lies_where_its_parameter_does() -> None:
+    mesh = jax.make_mesh((8,), ("rows",))
+    there = NamedSharding(mesh, PartitionSpec("rows"))
+    params = {
+        "w": jax.ShapeDtypeStruct((16, 2), jnp.bfloat16, sharding=there),
+        "count": jax.ShapeDtypeStruct((), np.int32),
+    }
+    init: Any = ot.ema_params(0.5).init
+    ema = init(params).ema
+    assert ema["w"] == jax.ShapeDtypeStruct((16, 2), jnp.float32, sharding=there)
+    assert ema["count"] == params["count"]
+    traced = jax.eval_shape(init, params).ema
+    assert layout(traced) == layout(ema)

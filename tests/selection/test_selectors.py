@@ -170,6 +170,49 @@ def test_merge_refuses_what_does_not_fit() -> None:
     }
 
 
+HOLES = {"none": None, "masked": optax.MaskedNode()}
+
+
+@pytest.mark.parametrize("mine", HOLES.values(), ids=HOLES)
+@pytest.mark.parametrize("theirs", HOLES.values(), ids=HOLES)
+@pytest.mark.parametrize("make", CONTAINERS.values(), ids=CONTAINERS)
+def test_merge_knows_both_kinds_of_holes(make: Any, mine: Any, theirs: Any) -> None:
+    b, w = jnp.ones(2), jnp.zeros((2, 3))
+    assert_same(ot.merge(make(b, mine), make(theirs, w)), make(b, w))
+    assert_same(ot.merge(make(mine, w), make(b, theirs)), make(b, w))
+    # A position that is empty in both is as in the second.
+    assert_same(ot.merge(make(b, mine), make(mine, theirs)), make(b, theirs))
+
+
+def test_merge_puts_together_what_optax_masks_by_a_prefix() -> None:
+    params = {"body": {"w": jnp.ones(2), "b": jnp.ones(3)}, "head": jnp.zeros(2)}
+    momentum = lambda mask: optax.tree.get(
+        optax.masked(optax.trace(0.5), mask).init(params), "trace"
+    )
+    body = momentum({"body": True, "head": False})
+    head = momentum({"body": False, "head": True})
+    params = jax.tree.map(jnp.zeros_like, params)
+    assert isinstance(head["body"], optax.MaskedNode)
+    assert_same(ot.merge(body, head), params)
+    assert_same(ot.merge(head, body), params)
+    none, rest = ot.split(params, "head")
+    assert_same(ot.merge(none, body), params)
+    assert_same(ot.merge(head, rest), params)
+    with pytest.raises(ValueError, match="present in both trees: 'body/b', 'body/w'"):
+        ot.merge(body, rest)
+    # None stands for no subtree.
+    with pytest.raises(ValueError, match="merge needs equal structures"):
+        ot.merge({"body": None, "head": params["head"]}, body)
+
+
+def test_merge_takes_a_row_sparse_for_one_leaf() -> None:
+    rows = ot.RowSparse(jnp.array([0]), jnp.ones((1, 2)), 4)
+    whole = ot.merge({"a": rows, "b": None}, {"a": None, "b": 1.0})
+    assert whole["a"] is rows
+    with pytest.raises(ValueError, match="present in both trees: 'a'"):
+        ot.merge({"a": rows}, {"a": rows})
+
+
 def test_grad_of_the_first_part_differentiates_it_alone() -> None:
     params = {"body": {"w": jnp.full((3,), 2.0)}, "head": Pair(jnp.ones(3), None)}
     head, body = ot.split(params, "head")

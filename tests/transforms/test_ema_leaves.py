@@ -53,7 +53,7 @@ def test_averages_what_apply_updates_leaves_and_not_the_sum_before_rounding():
 
 def test_a_float32_shadow_follows_where_a_bfloat16_one_stands_still():
     shadows = {}
-    for dtype in jnp.float32, None:
+    for dtype in None, jnp.bfloat16:
         tx = ot.ema_params(0.999, dtype=dtype)
         start = jnp.ones(4, jnp.bfloat16)
         step = lambda state, _, tx=tx, start=start: (
@@ -62,23 +62,29 @@ def test_a_float32_shadow_follows_where_a_bfloat16_one_stands_still():
         )
         state, _ = jax.lax.scan(step, tx.init(start), length=2000)
         shadows[dtype] = np.asarray(state.ema).astype(float)
-    np.testing.assert_allclose(shadows[jnp.float32], 2 - 0.999**2000, rtol=1e-5)
-    assert (shadows[None] == 1).all()
+    np.testing.assert_allclose(shadows[None], 2 - 0.999**2000, rtol=1e-5)
+    assert (shadows[jnp.bfloat16] == 1).all()
 
 
 def test_the_dtype_of_the_average():
-    params = {"b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(2, jnp.complex64)}
-    for dtype, b, c in [
-        (None, "bfloat16", "complex64"),
-        (jnp.float32, "float32", "complex64"),
-        (jnp.bfloat16, "bfloat16", "complex64"),
+    kinds = "bfloat16", "float16", "float32", "complex64"
+    params = {kind: jnp.ones(2, kind) for kind in kinds}
+    for dtype, narrow in [
+        (None, "float32"),
+        (jnp.float32, "float32"),
+        (jnp.bfloat16, "bfloat16"),
+        (jnp.float16, "float16"),
     ]:
         tx = ot.ema_params(0.5, dtype=dtype)
         _, state = tx.update(params, tx.init(params), params)
-        assert (state.ema["b"].dtype, state.ema["c"].dtype) == (b, c)
+        got = [state.ema[kind].dtype for kind in kinds]
+        assert got == [narrow, narrow, narrow, "complex64"]
     with jax.enable_x64(True):
         tx = ot.ema_params(0.5, dtype=jnp.float64)
         assert tx.init(jnp.ones(2, jnp.complex64)).ema.dtype == jnp.complex128
+        wide = jnp.ones(2, jnp.float64)
+        assert ot.ema_params(0.5).init(wide).ema.dtype == jnp.float64
+        assert ot.ema_params(0.5, dtype="float32").init(wide).ema.dtype == jnp.float32
 
 
 def test_complex_parameters_are_averaged_in_both_parts():

@@ -1,10 +1,12 @@
 """Moving averages of parameters against their equations, and every option."""
 
+import itertools
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optaxtricks
@@ -24,12 +26,13 @@ STEPS = 6
 
 
 def averaged(path, decays, *, debias=False, every=1):
-    """The average after each step, in float64: begun at the first parameters, or at
-    zero and divided by the sum of its weights."""
+    """The average after each call, in float64: begun at the first parameters, or at
+    zero and divided by the sum of its weights. There is a decay for each average."""
     raw = np.zeros_like(path[0]) if debias else path[0]
     shown, product, out = path[0], 1.0, []
-    for t, (theta, decay) in enumerate(zip(path[1:], decays, strict=True)):
-        if (t + 1) % every == 0:
+    for t, theta in enumerate(path[1:], start=1):
+        if t % every == 0:
+            decay = decays[t // every - 1]
             raw = decay * raw + (1 - decay) * theta
             product *= decay
             if debias and product < 1:
@@ -58,11 +61,12 @@ def walk(tx, dtype=jnp.float32, steps=STEPS, shape=(3, 4)):
 def test_equals_the_equations(decay, debias, every):
     rates = [0.9, 0.0, 0.5, 1.0, 0.99, 0.25]
     schedule = lambda step: jnp.asarray(rates, jnp.float32)[step]
+    every = None if every == 1 else every
     options = {"debias": debias, "every": every}
     tx = ot.ema_params(schedule if decay == "schedule" else decay, **options)
     path, averages, _ = walk(tx)
     decays = rates if decay == "schedule" else [decay] * STEPS
-    want = averaged(path, decays, **options)
+    want = averaged(path, decays, debias=debias, every=every or 1)
     np.testing.assert_allclose(np.stack(averages), want, rtol=2e-6, atol=2e-6)
 
 
@@ -127,23 +131,120 @@ def test_a_resting_parameter_is_reached_exactly():
 
 def test_the_state_holds_only_what_the_options_need():
     params = small_tree()
-    state = ot.ema_params(0.9).init(params)
-    assert (state.step, state.weight) == (None, None)
-    assert ot.ema_params(0.9, every=2).init(params).step.dtype == jnp.int32
-    assert ot.ema_params(lambda step: 0.9).init(params).step is not None
+    held = lambda *arguments, **options: [
+        name
+        for name, value in ot.ema_params(*arguments, **options)
+        .init(params)
+        ._asdict()
+        .items()
+        if value is not None
+    ]
+    assert held(0.9) == held(0.9, every=1) == held(0.9, every=None) == ["ema"]
+    assert held(0.9, every=2) == ["ema", "call"]
+    assert held(lambda step: 0.9) == ["ema", "step"]
+    assert held(lambda step: 0.9, every=2) == ["ema", "step", "call"]
+    assert held(0.9, debias=True) == ["ema", "weight"]
     weight = ot.ema_params(0.9, debias=True).init(params).weight
     assert layout(weight) == layout((jnp.zeros(()), jnp.zeros(())))
 
 
-def test_a_schedule_counts_updates_also_where_few_are_averaged():
+def test_a_schedule_counts_averages():
     seen = []
 
     def decay(step):
         seen.append(int(step))
         return 0.5
 
-    walk(ot.ema_params(decay, every=2), steps=4)
-    assert seen == [0, 1, 2, 3]
+    walk(ot.ema_params(decay, every=2), steps=5)
+    assert seen == [0, 0, 1, 1, 2]
+
+
+def _over_windows(decay, every, windows, *, dtype=jnp.float32, debias=False, how="jit"):
+    """The state after windows of calls, of which the last alone moves parameters."""
+    options = {"every": every, "debias": debias}
+    tx: Any = optax.chain(optax.scale(-1.0), ot.ema_params(decay, **options))
+    last = every or 1
+
+    def call(carry, index):
+        params, state = carry
+        window = index // last
+        pushed = jnp.sin(1 + window + jnp.arange(5)).astype(dtype)
+        still = jnp.zeros_like(pushed)
+        grads = jnp.where((index + 1) % last == 0, pushed, still)
+        updates, state = tx.update(grads, state, params)
+        return (applied(params, updates), state), None
+
+    params = values((5,), dtype, 0)
+    carry, indices = (params, tx.init(params)), np.arange(windows * last)
+    if how == "scan":
+        carry, _ = jax.lax.scan(call, carry, indices)
+    else:
+        step = jax.jit(call) if how == "jit" else call
+        for index in indices:
+            carry, _ = step(carry, jnp.asarray(index))
+    return carry[1][1]
+
+
+@pytest.mark.parametrize("how", ["eager", "jit", "scan"])
+@pytest.mark.parametrize("debias", [False, True])
+def test_a_window_of_calls_is_one_step(how, debias):
+    """BYOL's schedule over ten optimizer steps: by calls, it would be over too soon."""
+    decay = ot.cosine_ema_decay(0.9, 10)
+    once = _over_windows(decay, None, 10, debias=debias, how=how)
+    each = _over_windows(decay, 4, 10, debias=debias, how=how)
+    # Compiled as a whole, a loop may round another way than a step alone.
+    assert_same(each.ema, once.ema, ulps=4)
+    assert (int(each.step), int(each.call)) == (10, 0)
+    assert_same(each.weight, once.weight, ulps=4)
+
+
+def test_windows_go_on_where_the_count_of_averages_ends():
+    full = jnp.asarray(2**31 - 1, jnp.int32)
+    decay = lambda step: jnp.where(step == 2**31 - 1, 0.0, 1.0)
+    tx, one = ot.ema_params(decay, every=2), jnp.ones(2)
+    state = tx.init(jnp.zeros(2))._replace(step=full)
+    for call, average in [(1, 0), (0, 1), (1, 1), (0, 1)]:
+        _, state = tx.update(one, state, jnp.zeros(2))
+        assert (int(state.step), int(state.call)) == (2**31 - 1, call)
+        assert state.ema.tolist() == [average] * 2
+    longest = ot.ema_params(0.0, every=2**31 - 1)
+    state = longest.init(jnp.zeros(2))._replace(call=jnp.asarray(2**31 - 2, jnp.int32))
+    _, state = longest.update(one, state, jnp.zeros(2))
+    assert (int(state.call), state.ema.tolist()) == (0, [1, 1])
+
+
+def test_hyperparameters_are_injected_with_the_defaults():
+    for options in {}, {"every": 3, "dtype": jnp.float32, "debias": True}:
+        static = tuple({"every", "dtype"} & set(options))
+        inject = optax.inject_hyperparams(ot.ema_params, static_args=static)
+        path, averages, _ = walk(ot.ema_params(0.5, **options))
+        tx, params = inject(0.5, **options), jnp.asarray(path[0], jnp.float32)
+        state = tx.init(params)
+        for before, after in itertools.pairwise(path):
+            before = jnp.asarray(before, jnp.float32)
+            with jax.numpy_dtype_promotion("standard"):
+                _, state = tx.update(after - before, state, before)
+        got = optax.tree.get(state, "ema")
+        np.testing.assert_allclose(got, averages[-1], rtol=1e-5, atol=1e-6)
+
+
+def test_structural_arguments_under_injection_name_the_remedy():
+    inject = optax.inject_hyperparams(ot.ema_params)
+    for name, value in [("every", 2), ("dtype", jnp.float32)]:
+        with pytest.raises(TypeError, match=rf'static_args=\("{name}",\)'):
+            inject(0.9, **{name: value}).init(jnp.ones(2))
+
+
+def test_injected_into_bfloat16_a_decay_wants_a_dtype():
+    """Optax casts hyperparameters to the parameters' dtype, in which 0.999 is 1."""
+    params = jnp.ones(2, jnp.bfloat16)
+    for dtype, average in [(None, 1.0), (jnp.float32, 1.001)]:
+        inject = optax.inject_hyperparams(ot.ema_params, hyperparam_dtype=dtype)
+        tx = inject(0.999)
+        with jax.numpy_dtype_promotion("standard"):
+            _, state = tx.update(params, tx.init(params), params)
+        got = optax.tree.get(state, "ema")
+        np.testing.assert_allclose(got, average, rtol=1e-6)
 
 
 def test_updates_pass_as_they_are():
@@ -177,6 +278,7 @@ def test_byols_schedule():
         (jnp.ones(2), {}, TypeError, "decay must be a number or a schedule"),
         (0.9, {"every": 0}, ValueError, "every must be at least 1, got 0"),
         (0.9, {"every": 1.5}, TypeError, "every must be an int, got 1.5"),
+        (0.9, {"every": jnp.ones((), int)}, TypeError, "every must be an int, got Arr"),
         (0.9, {"debias": 1}, TypeError, "debias must be True or False"),
         (0.9, {"dtype": jnp.int32}, ValueError, "dtype must be a floating dtype"),
         (0.9, {"dtype": "x"}, TypeError, "dtype must be a dtype or None"),
