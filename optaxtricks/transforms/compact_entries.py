@@ -16,6 +16,7 @@ from .._core.entry_masks import (
     negative_zero,
     unboxed,
 )
+from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.paths import leaves_with_paths
 from .._core.shardings import replicated, typed_sharding
@@ -70,6 +71,8 @@ def compact_entries(
       - For an element-wise ``inner`` kept entries move as they do without the mask.
       - Entries that are not kept get -0.0, which leaves every float as it is, and
         their gradients, NaN included, are never read.
+      - A leaf under ``False`` may have any dtype and any gradient, as with
+        :func:`keep_entries`.
       - The state shares no buffer with ``mask``.
 
     Args:
@@ -118,7 +121,7 @@ def compact_entries(
         ]
 
     def init(params: optax.Params) -> CompactEntriesState:
-        checks.inexact_leaves(params, by="compact_entries")
+        check_masked_leaves(params, layout, by="compact_entries")
         layout.check(params)
         if leafless(params):
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -138,7 +141,8 @@ def compact_entries(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CompactEntriesState]:
         update_checks.state_of(CompactEntriesState, state, by="compact_entries")
-        checks.inexact_leaves(updates, by="compact_entries")
+        check_masked_leaves(updates, layout, by="compact_entries")
+        updates = filled(updates, params, layout, by="compact_entries")
         parts = parts_of(updates)
         sizes = [
             (part.count(leaf),)
@@ -182,7 +186,7 @@ def _scattered(
     out = []
     for leaf, part in zip(leaves, parts, strict=True):
         if part is False:
-            out.append(jnp.full_like(leaf, negative_zero(leaf)))
+            out.append(nothing_for(leaf))
         elif part is True:
             out.append(next(vectors))
         else:
