@@ -35,25 +35,36 @@ GRANULARITIES = ("element", "row", "leaf")
 
 
 def key_words(key: Any) -> Any:
-    """The raw words of a key: an int, a typed JAX key, or a legacy uint32 key.
+    """The raw words of a key: an integer, a typed JAX key, or a legacy uint32 key.
 
-    An int gives the words that `jax.random.key` of it has under threefry.
+    An integer gives the words that `jax.random.key` of it has under threefry, whether
+    Python's, an array or traced; a traced one that is negative counts by its bits.
     """
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        if not 0 <= int(key) < 2**64:
-            raise ValueError(f"key must lie in [0, 2**64), got {key!r}.")
-        return np.array(divmod(int(key), WORD), np.uint32)
-    if isinstance(key, jax.Array | np.ndarray):
+    if isinstance(key, jax.Array | np.ndarray | np.integer):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.shape:
                 raise ValueError(f"key must be one key, got shape {key.shape}.")
             return jax.random.key_data(key)
         if key.dtype == np.uint32 and key.shape in ((2,), (4,)):
             return key
+        if key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
+            if isinstance(key, jax.core.Tracer):
+                return _words_of(key)
+            key = int(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not 0 <= key < 2**64:
+            raise ValueError(f"key must lie in [0, 2**64), got {key!r}.")
+        return np.array(divmod(key, WORD), np.uint32)
     raise TypeError(
         "key must be an int, a key from jax.random.key, or a one-dimensional uint32 "
         f"key, got {key!r}."
     )
+
+
+def _words_of(number: jax.Array) -> jax.Array:
+    """The high and the low word of a traced integer."""
+    high = number >> 32 if number.dtype.itemsize > 4 else jnp.zeros_like(number)
+    return jnp.stack([high, number]).astype(jnp.uint32)
 
 
 def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
