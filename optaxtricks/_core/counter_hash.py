@@ -14,7 +14,7 @@ import collections
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ WORD = 2**32
 
 Granularity = Literal["element", "row", "leaf"]
 GRANULARITIES = ("element", "row", "leaf")
+AxisName: TypeAlias = str | Sequence[str]
+"""One axis or several of those that `jax.shard_map` or `jax.vmap` maps over."""
 
 
 def key_words(key: Any) -> Any:
@@ -107,6 +109,31 @@ def step_words(step: Any) -> jax.Array:
     count = jnp.asarray(step).astype(jnp.uint32).reshape(1)
     zero = np.zeros(1, np.uint32)
     return jnp.concatenate(_absorb(*_absorb(zero, zero, count), count))
+
+
+def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
+    """The names of mapped axes; none for None."""
+    names = () if axis_name is None else axis_name
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(x, str) for x in names):
+        raise TypeError(f"axis_name must be names of axes, got {axis_name!r}.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"axis_name must name an axis once, got {axis_name!r}.")
+    return tuple(names)
+
+
+def shard_words(words: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The words of one shard along mapped axes: from those of all, and its number."""
+    if not axes:
+        return words
+    try:
+        number = jax.lax.axis_index(axes)
+    except NameError:
+        raise ValueError(
+            f"axis_name must name axes that are mapped over where the draw is made, as "
+            f"inside jax.shard_map, got {axes!r}."
+        ) from None
+    return _numbered(words, number)
 
 
 def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:

@@ -167,6 +167,11 @@ def _remedy(path: str, entry: tuple[int, ...], shape: tuple[int, ...]) -> str:
         return "; for all or nothing of a leaf give True or False"
     if len(entry) < len(shape):
         return "; write out its axes of size 1, as (n, 1) and (1, n) are not the same"
+    if len(entry) == len(shape) and jax.sharding.get_abstract_mesh().manual_axes:
+        return (
+            "; inside jax.shard_map a leaf is a block: act outside of it, on whole "
+            "arrays under jax.jit, or build keep_entries inside, from the mask's block"
+        )
     return "; only axes of size 1 broadcast"
 
 

@@ -6,6 +6,7 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.counter_hash import AxisName
 from .._core.frozen_leaves import floats_alone, with_others
 from ..transforms.dropout import gradient_dropout
 from ..transforms.keep_entries import KeepEntriesState, keep_entries
@@ -117,6 +118,7 @@ def child_tuning_f(
     keep_rate: optax.ScalarOrSchedule,
     *,
     key: Any,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Task-free Child-Tuning: a fresh random part of the gradient at every step.
 
@@ -131,7 +133,8 @@ def child_tuning_f(
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
       keep_rate: probability :math:`p` in ``(0, 1]`` that an entry of the gradient
         survives, or a schedule of the step.
-      key: int, typed PRNG key, or legacy uint32 key; see :func:`gradient_dropout`.
+      key: as :func:`gradient_dropout` takes it.
+      axis_name: mapped axes whose shards draw anew; see :func:`gradient_dropout`.
 
     Returns:
       A transformation.
@@ -155,4 +158,5 @@ def child_tuning_f(
       ``ChildTuningF.py``).
     """
     checks.optimizer(inner=inner)
-    return optax.chain(gradient_dropout(keep_rate, key=key), inner)
+    ahead = gradient_dropout(keep_rate, key=key, axis_name=axis_name)
+    return optax.chain(ahead, inner)

@@ -113,7 +113,8 @@ def test_state_and_mask_of_an_ensemble() -> None:
     make = lambda key: ot.gradient_dropout(0.5, key=key, rescale=False)
     state = jax.vmap(lambda key, p: make(key).init(p))(keys, params)
     # The key is used by `init` alone, so any will do for `update`.
-    kept, _ = jax.vmap(make(0).update)(params, state)
+    update: Any = make(0).update
+    kept, _ = jax.vmap(update)(params, state)
     mask = lambda key, p: ot.dropout_mask(p, 0.5, key=key, step=0)
     want = jax.vmap(mask)(keys, params)["w"]
     np.testing.assert_array_equal(kept["w"] != 0, want)
