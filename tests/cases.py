@@ -46,6 +46,7 @@ class Case:
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
+      abstract_init: `init` takes parameters that are `jax.ShapeDtypeStruct`.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -62,6 +63,7 @@ class Case:
     ulps: int = 0
     promotion: str = "strict"
     slow: bool = False
+    abstract_init: bool = True
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
@@ -359,6 +361,7 @@ CASES: dict[str, Case] = {
         inject=("decay",),
         whole_numbers=True,
         ulps=4,
+        abstract_init=False,
     ),
     "ema_params_debiased": Case(
         ot.ema_params,
@@ -370,6 +373,7 @@ CASES: dict[str, Case] = {
         },
         whole_numbers=True,
         ulps=4,
+        abstract_init=False,
     ),
     "lion": Case(
         ot.lion,

@@ -74,6 +74,8 @@ def compact_entries(
       - A leaf under ``False`` may have any dtype and any gradient, as with
         :func:`keep_entries`.
       - The state shares no buffer with ``mask``.
+      - ``init`` takes ``jax.ShapeDtypeStruct`` for parameters, as far as that of
+        ``inner`` does: so ``nnx.Optimizer`` of an abstract model, to restore into.
 
     Args:
       inner: an element-wise optimizer; extra arguments are forwarded to it as they
@@ -172,10 +174,16 @@ def _gathered(tree: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]) -
     seen = [
         (leaf if part else optax.MaskedNode())
         if isinstance(part, bool)
-        else _gather(jnp.asarray(leaf), next(left))
+        else _gathered_leaf(leaf, next(left))
         for leaf, part in zip(leaves, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, seen)
+
+
+def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(_gather, leaf, indices)
+    return _gather(jnp.asarray(leaf), indices)
 
 
 def _scattered(

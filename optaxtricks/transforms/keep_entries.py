@@ -1,5 +1,6 @@
 """A fixed mask of entries: what it does not keep never moves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -200,7 +201,8 @@ def _one_over_kept_fraction(
 ) -> float:
     """Of all entries of the leaves under mask arrays; a layer counts for its stack."""
     sizes = [
-        (jnp.size(leaf) * layer_count(path), *counts[path]) for path, leaf in masked
+        (math.prod(jnp.shape(leaf)) * layer_count(path), *counts[path])
+        for path, leaf in masked
     ]
     kept = sum(size // max(of, 1) * count for size, count, of in sizes)
     return sum(size for size, _, _ in sizes) / kept if kept else 1.0
