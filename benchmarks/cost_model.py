@@ -99,7 +99,7 @@ COSTS: dict[str, Cost] = {
         lambda mask: optax.chain(ot.keep_entries(mask), _adamw()), 2 * FLOAT + BIT, BIT
     ),
     "child_tuning_d(adamw)": Cost(
-        lambda mask: ot.child_tuning_d(_adamw(), mask), 2 * FLOAT + 2 * BIT, 2 * BIT
+        lambda mask: ot.child_tuning_d(_adamw(), mask), 2 * FLOAT + BIT, BIT
     ),
     "lion": Cost(lambda mask: _lion(), FLOAT),
     "lion, bfloat16 momentum": Cost(

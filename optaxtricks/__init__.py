@@ -9,6 +9,7 @@ from .inspection import embedding_health as embedding_health
 from .inspection import metrics as metrics
 from .inspection import state_shardings as state_shardings
 from .inspection import summary as summary
+from .recipes import ChildTuningDState as ChildTuningDState
 from .recipes import child_tuning_d as child_tuning_d
 from .recipes import child_tuning_f as child_tuning_f
 from .recipes import ladder as ladder
@@ -60,6 +61,7 @@ from .transforms import update_dropout as update_dropout
 
 __all__ = [
     "AtWindowEndState",
+    "ChildTuningDState",
     "CompactEntriesState",
     "DropoutState",
     "EmaParamsState",

@@ -48,6 +48,7 @@ class Case:
         here and elsewhere, they keep their dtype.
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
+      abstract_init: `init` takes parameters that are `jax.ShapeDtypeStruct`.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -65,6 +66,7 @@ class Case:
     promotion: str = "strict"
     widens: bool = False
     slow: bool = False
+    abstract_init: bool = True
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
@@ -380,6 +382,7 @@ CASES: dict[str, Case] = {
         inject=("decay",),
         whole_numbers=True,
         ulps=4,
+        abstract_init=False,
     ),
     "ema_params_debiased": Case(
         ot.ema_params,
@@ -391,6 +394,7 @@ CASES: dict[str, Case] = {
         },
         whole_numbers=True,
         ulps=4,
+        abstract_init=False,
     ),
     "lion": Case(
         ot.lion,

@@ -14,7 +14,7 @@ import collections
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,28 +32,41 @@ WORD = 2**32
 
 Granularity = Literal["element", "row", "leaf"]
 GRANULARITIES = ("element", "row", "leaf")
+AxisName: TypeAlias = str | Sequence[str]
+"""One axis or several of those that `jax.shard_map` or `jax.vmap` maps over."""
 
 
 def key_words(key: Any) -> Any:
-    """The raw words of a key: an int, a typed JAX key, or a legacy uint32 key.
+    """The raw words of a key: an integer, a typed JAX key, or a legacy uint32 key.
 
-    An int gives the words that `jax.random.key` of it has under threefry.
+    An integer gives the words that `jax.random.key` of it has under threefry, whether
+    Python's, an array or traced; a traced one that is negative counts by its bits.
     """
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        if not 0 <= int(key) < 2**64:
-            raise ValueError(f"key must lie in [0, 2**64), got {key!r}.")
-        return np.array(divmod(int(key), WORD), np.uint32)
-    if isinstance(key, jax.Array | np.ndarray):
+    if isinstance(key, jax.Array | np.ndarray | np.integer):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.shape:
                 raise ValueError(f"key must be one key, got shape {key.shape}.")
             return jax.random.key_data(key)
         if key.dtype == np.uint32 and key.shape in ((2,), (4,)):
             return key
+        if key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
+            if isinstance(key, jax.core.Tracer):
+                return _words_of(key)
+            key = int(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not 0 <= key < 2**64:
+            raise ValueError(f"key must lie in [0, 2**64), got {key!r}.")
+        return np.array(divmod(key, WORD), np.uint32)
     raise TypeError(
         "key must be an int, a key from jax.random.key, or a one-dimensional uint32 "
         f"key, got {key!r}."
     )
+
+
+def _words_of(number: jax.Array) -> jax.Array:
+    """The high and the low word of a traced integer."""
+    high = number >> 32 if number.dtype.itemsize > 4 else jnp.zeros_like(number)
+    return jnp.stack([high, number]).astype(jnp.uint32)
 
 
 def leaf_words(key: Any, paths: Sequence[str]) -> tuple[jax.Array, ...]:
@@ -96,6 +109,31 @@ def step_words(step: Any) -> jax.Array:
     count = jnp.asarray(step).astype(jnp.uint32).reshape(1)
     zero = np.zeros(1, np.uint32)
     return jnp.concatenate(_absorb(*_absorb(zero, zero, count), count))
+
+
+def axis_names(axis_name: AxisName | None) -> tuple[str, ...]:
+    """The names of mapped axes; none for None."""
+    names = () if axis_name is None else axis_name
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(x, str) for x in names):
+        raise TypeError(f"axis_name must be names of axes, got {axis_name!r}.")
+    if len(set(names)) != len(names):
+        raise ValueError(f"axis_name must name an axis once, got {axis_name!r}.")
+    return tuple(names)
+
+
+def shard_words(words: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The words of one shard along mapped axes: from those of all, and its number."""
+    if not axes:
+        return words
+    try:
+        number = jax.lax.axis_index(axes)
+    except NameError:
+        raise ValueError(
+            f"axis_name must name axes that are mapped over where the draw is made, as "
+            f"inside jax.shard_map, got {axes!r}."
+        ) from None
+    return _numbered(words, number)
 
 
 def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:

@@ -47,6 +47,18 @@ class EntryMask:
             found.append(entry)
         return found
 
+    @property
+    def freezes_some(self) -> bool:
+        """Whether it says `False` anywhere."""
+        return any(entry is False for entry in self._table.values())
+
+    def freezes(self, path: str) -> bool:
+        """Whether it covers a leaf and says `False` of it."""
+        try:
+            return self._find(path) is False
+        except ValueError:
+            return False
+
     def check(self, params: Any) -> None:
         """Rejects parameters that the mask does not fit, naming the leaf."""
         self.entries(params)
@@ -114,13 +126,13 @@ def unboxed(tree: Any) -> Any:
     holds, which is wrong for a vector of some of its entries.
     """
     return jax.tree.map(
-        lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node,
+        lambda node: jax.tree.leaves(node)[0] if is_box(node) else node,
         tree,
-        is_leaf=_is_box,
+        is_leaf=is_box,
     )
 
 
-def _is_box(node: Any) -> bool:
+def is_box(node: Any) -> bool:
     """Whether a node's only child is a leaf called `value`, as a Variable's is."""
     children = jax.tree.leaves_with_path(node, is_leaf=lambda x: x is not node)
     if len(children) != 1:
@@ -155,6 +167,11 @@ def _remedy(path: str, entry: tuple[int, ...], shape: tuple[int, ...]) -> str:
         return "; for all or nothing of a leaf give True or False"
     if len(entry) < len(shape):
         return "; write out its axes of size 1, as (n, 1) and (1, n) are not the same"
+    if len(entry) == len(shape) and jax.sharding.get_abstract_mesh().manual_axes:
+        return (
+            "; inside jax.shard_map a leaf is a block: act outside of it, on whole "
+            "arrays under jax.jit, or build keep_entries inside, from the mask's block"
+        )
     return "; only axes of size 1 broadcast"
 
 

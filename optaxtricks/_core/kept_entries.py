@@ -25,14 +25,14 @@ class KeptEntries(NamedTuple):
 
     def count(self, leaf: Any) -> int:
         """How many entries of a leaf are kept."""
-        copies = jnp.size(leaf) // max(math.prod(self.shape), 1)
+        copies = math.prod(jnp.shape(leaf)) // max(math.prod(self.shape), 1)
         return copies * self.positions.size
 
     def within(self, leaf: Any) -> np.ndarray:
         """Their positions in a leaf, as those in the array are given."""
         if jnp.shape(leaf) == self.shape:
             return self.positions
-        _check_size(self.path, jnp.size(leaf))
+        _check_size(self.path, math.prod(jnp.shape(leaf)))
         mask = np.zeros(self.shape, bool)
         mask.flat[self.positions] = True
         return _positions(np.broadcast_to(mask, jnp.shape(leaf)))

@@ -1,5 +1,6 @@
 """Ready-made: chains and partitions of the transformations, without arithmetic."""
 
+from .child_tuning import ChildTuningDState as ChildTuningDState
 from .child_tuning import child_tuning_d as child_tuning_d
 from .child_tuning import child_tuning_f as child_tuning_f
 from .ladder import ladder as ladder
@@ -10,6 +11,7 @@ from .sign_methods import tiger as tiger
 from .two_timescale import two_timescale as two_timescale
 
 __all__ = [
+    "ChildTuningDState",
     "child_tuning_d",
     "child_tuning_f",
     "ladder",

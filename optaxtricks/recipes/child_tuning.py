@@ -1,12 +1,28 @@
 """Child-Tuning: training a part of the entries, fixed (D) or drawn anew (F)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
+from .._core.build import transformation
+from .._core.counter_hash import AxisName
+from .._core.frozen_leaves import floats_alone, with_others
 from ..transforms.dropout import gradient_dropout
-from ..transforms.keep_entries import keep_entries
+from ..transforms.keep_entries import KeepEntriesState, keep_entries
+
+
+class ChildTuningDState(NamedTuple):
+    """State of :func:`child_tuning_d`.
+
+    Attributes:
+      mask: the state of :func:`keep_entries`, which serves ahead of the wrapped
+        optimizer and behind it.
+      inner: the state of the wrapped optimizer.
+    """
+
+    mask: KeepEntriesState
+    inner: optax.OptState
 
 
 def child_tuning_d(
@@ -21,13 +37,17 @@ def child_tuning_d(
     .. math::
         \theta_i \leftarrow \theta_i + M_i \, \mathrm{inner}(M g)_i
 
-    The chain is, in order: :func:`keep_entries` on the gradients, ``inner``, and
-    :func:`keep_entries` on its updates. The second one keeps the weight decay of
+    In order: :func:`keep_entries` on the gradients, ``inner``, and :func:`keep_entries`
+    on its updates, with one mask in the state. The second one keeps the weight decay of
     ``inner`` away from the entries that are not trained: they stay bit for bit what
     they were, for ever. The published code masks gradients only and so decays every
     entry, toward zero and not toward the pretrained value; ``decay_frozen=True`` does
     as it does. Clip before this transformation: the reference order is clip, mask,
     moments.
+
+    A leaf under ``False`` may have any dtype and any gradient, as with
+    :func:`keep_entries`; ``inner`` sees ``optax.MaskedNode`` in place of one that is no
+    float.
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
@@ -39,7 +59,8 @@ def child_tuning_d(
       decay_frozen: leave out the mask behind ``inner``.
 
     Returns:
-      A transformation; its state holds the mask, at one bit an entry of its arrays.
+      A transformation whose state is a :class:`ChildTuningDState`; it holds the mask
+      once, at one bit an entry of its arrays.
 
     Raises:
       ValueError, TypeError: as :func:`keep_entries`.
@@ -63,8 +84,33 @@ def child_tuning_d(
     """
     checks.optimizer(inner=inner)
     checks.flag(decay_frozen=decay_frozen)
-    before = [keep_entries(mask, rescale=rescale), inner]
-    return optax.chain(*before, *[] if decay_frozen else [keep_entries(mask)])
+    inner = optax.with_extra_args_support(inner)
+    masked: Any = keep_entries(mask, rescale=rescale)
+
+    def init(params: optax.Params) -> ChildTuningDState:
+        return ChildTuningDState(
+            mask=masked.init(params), inner=inner.init(floats_alone(params))
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ChildTuningDState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ChildTuningDState]:
+        update_checks.state_of(ChildTuningDState, state, by="child_tuning_d")
+        grads, _ = masked.update(updates, state.mask, params)
+        proposed, after = inner.update(
+            floats_alone(grads), state.inner, floats_alone(params), **extra_args
+        )
+        out = with_others(proposed, grads)
+        if not decay_frozen:
+            # The same mask, but what comes out of the optimizer is not rescaled.
+            plain = KeepEntriesState(bits=state.mask.bits, factor=None)
+            out, _ = masked.update(out, plain, params)
+        return out, ChildTuningDState(mask=state.mask, inner=after)
+
+    return transformation(init, update)
 
 
 def child_tuning_f(
@@ -72,6 +118,7 @@ def child_tuning_f(
     keep_rate: optax.ScalarOrSchedule,
     *,
     key: Any,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Task-free Child-Tuning: a fresh random part of the gradient at every step.
 
@@ -86,7 +133,8 @@ def child_tuning_f(
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
       keep_rate: probability :math:`p` in ``(0, 1]`` that an entry of the gradient
         survives, or a schedule of the step.
-      key: int, typed PRNG key, or legacy uint32 key; see :func:`gradient_dropout`.
+      key: as :func:`gradient_dropout` takes it.
+      axis_name: mapped axes whose shards draw anew; see :func:`gradient_dropout`.
 
     Returns:
       A transformation.
@@ -110,4 +158,5 @@ def child_tuning_f(
       ``ChildTuningF.py``).
     """
     checks.optimizer(inner=inner)
-    return optax.chain(gradient_dropout(keep_rate, key=key), inner)
+    ahead = gradient_dropout(keep_rate, key=key, axis_name=axis_name)
+    return optax.chain(ahead, inner)

@@ -10,10 +10,13 @@ import optax
 from .._core import checks
 from .._core.counter_hash import (
     GRANULARITIES,
+    AxisName,
     Granularity,
+    axis_names,
     entry_words,
     last_kept_word,
     leaf_words,
+    shard_words,
     step_words,
 )
 from .._core.layers import Layer, Stacked, layer_axes, one_layer_seen
@@ -30,6 +33,7 @@ def dropout_mask(
     step: Any,
     granularity: Granularity = "element",
     stacked: Stacked | None = None,
+    axis_name: AxisName | None = None,
 ) -> Any:
     r"""The entries that :func:`gradient_dropout` and :func:`update_dropout` keep.
 
@@ -53,13 +57,14 @@ def dropout_mask(
     Args:
       tree: a pytree whose leaves have shapes (arrays or ``jax.ShapeDtypeStruct``).
       keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule read at ``step``.
-      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key.
+      key: as :func:`gradient_dropout` takes it.
       step: int count of earlier updates in ``[0, 2**31)``; 0 is the first. It may be
         traced.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
         is one row); or ``"leaf"``, one draw per leaf.
       stacked: the leaves whose layers are taken one by one, as :func:`per_layer`
         takes it: rows, and entries, are then counted within a layer.
+      axis_name: as :func:`gradient_dropout` takes it.
 
     Returns:
       A tree of bool arrays shaped like the leaves of ``tree``.
@@ -67,7 +72,8 @@ def dropout_mask(
     Raises:
       ValueError: ``keep_rate``, ``key``, ``step`` or ``granularity`` is out of range;
         two leaves of one path; a leaf of more than :math:`2^{32}` entries on one axis;
-        ``stacked`` matches no leaf, or one without its layer axis.
+        ``stacked`` matches no leaf, or one without its layer axis; ``axis_name`` is not
+        mapped over.
       TypeError: an argument of the wrong kind.
 
     Examples:
@@ -83,6 +89,7 @@ def dropout_mask(
     checks.fraction(keep_rate=keep_rate)
     checks.chosen(GRANULARITIES, granularity=granularity)
     checks.step_count(step=step)
+    axes = axis_names(axis_name)
     rate = at_step(step, keep_rate=keep_rate)
     last = last_kept_word(rate)
     leaves = leaves_with_paths(tree)
@@ -90,7 +97,8 @@ def dropout_mask(
     if bare := [path for path, leaf in leaves if not has_shape(leaf)]:
         raise TypeError(f"tree has leaves without a shape: {listing(bare)}.")
     words = leaf_words(key, [path for path, _ in leaves])
-    seed = lambda word: word ^ step_words(step)
+    now = shard_words(step_words(step), axes)
+    seed = lambda word: word ^ now
 
     def whole(leaf: Any, word: jax.Array) -> jax.Array:
         # An abstract leaf cannot pass through jit, which a typed sharding needs.

@@ -16,6 +16,7 @@ from .._core.entry_masks import (
     negative_zero,
     unboxed,
 )
+from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.paths import leaves_with_paths
 from .._core.shardings import replicated, typed_sharding
@@ -70,7 +71,11 @@ def compact_entries(
       - For an element-wise ``inner`` kept entries move as they do without the mask.
       - Entries that are not kept get -0.0, which leaves every float as it is, and
         their gradients, NaN included, are never read.
+      - A leaf under ``False`` may have any dtype and any gradient, as with
+        :func:`keep_entries`.
       - The state shares no buffer with ``mask``.
+      - ``init`` takes ``jax.ShapeDtypeStruct`` for parameters, as far as that of
+        ``inner`` does: so ``nnx.Optimizer`` of an abstract model, to restore into.
 
     Args:
       inner: an element-wise optimizer; extra arguments are forwarded to it as they
@@ -118,7 +123,7 @@ def compact_entries(
         ]
 
     def init(params: optax.Params) -> CompactEntriesState:
-        checks.inexact_leaves(params, by="compact_entries")
+        check_masked_leaves(params, layout, by="compact_entries")
         layout.check(params)
         if leafless(params):
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -138,7 +143,8 @@ def compact_entries(
         **extra_args: Any,
     ) -> tuple[optax.Updates, CompactEntriesState]:
         update_checks.state_of(CompactEntriesState, state, by="compact_entries")
-        checks.inexact_leaves(updates, by="compact_entries")
+        check_masked_leaves(updates, layout, by="compact_entries")
+        updates = filled(updates, params, layout, by="compact_entries")
         parts = parts_of(updates)
         sizes = [
             (part.count(leaf),)
@@ -168,10 +174,16 @@ def _gathered(tree: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]) -
     seen = [
         (leaf if part else optax.MaskedNode())
         if isinstance(part, bool)
-        else _gather(jnp.asarray(leaf), next(left))
+        else _gathered_leaf(leaf, next(left))
         for leaf, part in zip(leaves, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, seen)
+
+
+def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(_gather, leaf, indices)
+    return _gather(jnp.asarray(leaf), indices)
 
 
 def _scattered(
@@ -182,7 +194,7 @@ def _scattered(
     out = []
     for leaf, part in zip(leaves, parts, strict=True):
         if part is False:
-            out.append(jnp.full_like(leaf, negative_zero(leaf)))
+            out.append(nothing_for(leaf))
         elif part is True:
             out.append(next(vectors))
         else:

@@ -1,7 +1,6 @@
 """Dropout on what flows through a chain: gradients before the optimizer, or updates
 after it."""
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,17 +11,18 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.counter_hash import (
     GRANULARITIES,
+    AxisName,
     Granularity,
-    entry_words,
+    axis_names,
     index_axes,
     key_words,
     last_kept_word,
     leaf_words,
+    shard_words,
     step_words,
 )
-from .._core.normals import normals
+from .._core.noise import NOISE
 from .._core.paths import leaves_with_paths
-from .._core.scaling import scaled
 from .._core.schedules import at_step
 
 Distribution = Literal["bernoulli", "gaussian"]
@@ -48,6 +48,7 @@ def gradient_dropout(
     rescale: bool = True,
     granularity: Granularity = "element",
     distribution: Distribution = "bernoulli",
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Drops a fresh random part of every gradient (Child-Tuning-F, DropGrad).
 
@@ -68,6 +69,15 @@ def gradient_dropout(
     :math:`\sigma^2 + \frac{1 - p}{p} (\mu^2 + \sigma^2)`. Under Adam the mean update
     shrinks by :math:`\sqrt p` and its variance does not fall.
 
+    Inside ``jax.shard_map`` a leaf is a block, and the index counts within it, so all
+    shards would draw alike. With ``axis_name`` each shard draws anew, as a function of
+    its number along these axes: independent, and the same in every run on as many
+    shards, but not the mask of the whole leaf, which only ``jax.jit`` of whole arrays
+    gives. What ``init`` makes is the same on all shards.
+
+    Members of an ensemble, mapped over by ``jax.vmap``, draw alike as well, unless
+    ``init`` is mapped over keys (below), or ``axis_name`` is that of ``jax.vmap``.
+
     Guarantees:
       - Structure, shapes and dtypes are kept; float16 and bfloat16 are rescaled
         in float32. Dropped entries are exactly zero, also where the gradient is NaN.
@@ -80,8 +90,7 @@ def gradient_dropout(
         deviations from 0 on either side, to 5e-7 of itself before 1 is added.
       - The mask is a pure function of (key, step, leaf path, entry index): the same
         under ``jit``, in a ``scan``, on any sharding and device count, after a
-        restore, and when other leaves come or go. Inside ``jax.shard_map`` the index
-        counts within the block. :func:`dropout_mask` gives it.
+        restore, and when other leaves come or go. :func:`dropout_mask` gives it.
       - XLA fuses the hash into the optimizer's own pass: no mask array, and under SPMD
         no communication. (Gaussian noise costs a logarithm and a division an entry,
         so XLA stores it where it is read twice, as Adam does; on other shards it may
@@ -93,14 +102,19 @@ def gradient_dropout(
         which is 0 at the first update. Where a schedule gives 0 or less, nothing
         passes (Gaussian noise is infinite at 0, and NaN below); above 1 updates become
         NaN.
-      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
-        dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
-        in ``static_args``.
+      key: int in ``[0, 2**64)``, an array of one, typed PRNG key, or legacy uint32 key;
+        it may be traced. Give every dropout of a chain its own. Under
+        ``optax.inject_hyperparams`` list ``key`` in ``static_args``, and with narrow
+        parameters give ``hyperparam_dtype=jnp.float32``: the rate would be rounded to
+        their dtype.
       rescale: multiply survivors by 1 / ``keep_rate``; Gaussian noise has mean 1
         anyhow.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
         is one row); or ``"leaf"``, one draw per leaf.
       distribution: ``"bernoulli"`` or ``"gaussian"``.
+      axis_name: mapped axes, one name or several in order, whose shards draw anew.
+        Name those that divide the leaves: along others the leaf is the same on all
+        shards, and would be no longer.
 
     Returns:
       A transformation whose state is a :class:`DropoutState`.
@@ -108,10 +122,12 @@ def gradient_dropout(
     Raises:
       ValueError: ``keep_rate``, ``key``, ``granularity`` or ``distribution`` is out
         of range; ``rescale=False`` with Gaussian noise; from ``init``, two leaves of
-        one path, or a leaf with more than :math:`2^{32}` entries on one axis.
+        one path, or a leaf with more than :math:`2^{32}` entries on one axis; from
+        ``update``, ``axis_name`` is not mapped over.
       TypeError: an argument of the wrong kind; from ``init``, an integer leaf.
 
     Examples:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optaxtricks as ot
@@ -120,6 +136,11 @@ def gradient_dropout(
       >>> kept, state = tx.update(grads, tx.init(grads))
       >>> sorted(set(kept.tolist()))
       [0.0, 4.0]
+      >>> member = lambda key: ot.gradient_dropout(0.25, key=key).init(grads)
+      >>> states = jax.vmap(member)(jax.random.split(jax.random.key(0), 5))
+      >>> kept, states = jax.vmap(tx.update, (None, 0))(grads, states)
+      >>> len({str(mask) for mask in kept.tolist()})  # five masks
+      5
       >>> opt = optax.chain(
       ...     optax.clip_by_global_norm(1.0), ot.gradient_dropout(0.3, key=0),
       ...     optax.adamw(1e-4))
@@ -131,7 +152,7 @@ def gradient_dropout(
       Meta-Learning via Gradient Dropout <https://arxiv.org/abs/2004.05859>`_ (code:
       hytseng0509/DropGrad; its drop rate is :math:`1 - p`).
     """
-    return _dropout(keep_rate, key, rescale, granularity, distribution)
+    return _dropout(keep_rate, key, rescale, granularity, distribution, axis_name)
 
 
 def update_dropout(
@@ -141,6 +162,7 @@ def update_dropout(
     rescale: bool = True,
     granularity: Granularity = "element",
     distribution: Distribution = "bernoulli",
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Drops a fresh random part of every update (increment dropout, SkipUpdate).
 
@@ -153,17 +175,17 @@ def update_dropout(
     moves, decoupled weight decay included. With ``granularity="leaf"`` whole
     parameter blocks skip the step, which is SkipUpdate.
 
-    Guarantees and state are those of :func:`gradient_dropout`.
+    Guarantees, state and limits of the arguments are those of :func:`gradient_dropout`.
 
     Args:
       keep_rate: probability :math:`p` in ``(0, 1]``, or a schedule of the step; see
         :func:`gradient_dropout` for its limits.
-      key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
-        dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
-        in ``static_args``.
+      key: int, an array of one, typed PRNG key, or legacy uint32 key. Give every
+        dropout of a chain its own.
       rescale: multiply survivors by 1 / ``keep_rate``.
       granularity: ``"element"``, ``"row"`` or ``"leaf"``.
       distribution: ``"bernoulli"`` or ``"gaussian"``.
+      axis_name: mapped axes whose shards draw anew.
 
     Returns:
       A transformation whose state is a :class:`DropoutState`.
@@ -186,7 +208,7 @@ def update_dropout(
       increments", kexue.fm archive 8764. Magma and SkipUpdate,
       `arXiv 2602.15322 <https://arxiv.org/abs/2602.15322>`_.
     """
-    return _dropout(keep_rate, key, rescale, granularity, distribution)
+    return _dropout(keep_rate, key, rescale, granularity, distribution, axis_name)
 
 
 def _dropout(
@@ -195,15 +217,17 @@ def _dropout(
     rescale: bool,
     granularity: Granularity,
     distribution: Distribution,
+    axis_name: AxisName | None,
 ) -> optax.GradientTransformationExtraArgs:
     checks.fraction(keep_rate=keep_rate)
     checks.flag(rescale=rescale)
     checks.chosen(GRANULARITIES, granularity=granularity)
-    checks.chosen(_NOISE, distribution=distribution)
+    checks.chosen(NOISE, distribution=distribution)
     if distribution == "gaussian" and not rescale:
         raise ValueError("rescale=False needs distribution='bernoulli'.")
     key_words(key)  # a bad key fails here rather than in init
-    noise, strength = _NOISE[distribution]
+    axes = axis_names(axis_name)
+    noise, strength = NOISE[distribution]
 
     def init(params: optax.Params) -> DropoutState:
         checks.inexact_leaves(params, by="dropout")
@@ -235,7 +259,7 @@ def _dropout(
         scale = strength(rate) if rescale else jnp.sign(rate)
         # A traced rate cannot raise; out of range it must not pass for a good one.
         scale = jnp.where((rate >= 0) & (rate <= 1), scale, jnp.nan)
-        last, now = last_kept_word(rate), step_words(state.step)
+        last, now = last_kept_word(rate), shard_words(step_words(state.step), axes)
         leaves, layout = jax.tree.flatten(updates)
         known = state.words if isinstance(state.words, tuple) else ()
         checks.same_count(leaves, known, by="dropout")
@@ -246,41 +270,3 @@ def _dropout(
         return jax.tree.unflatten(layout, out), after
 
     return transformation(init, update)
-
-
-# Both leaf rules are jitted and take everything as operands, constants included:
-# leaves of one shape then share one trace and one compiled kernel.
-@functools.partial(jax.jit, static_argnums=5)
-def _bernoulli(
-    update: jax.Array,
-    words: jax.Array,
-    now: jax.Array,
-    last: jax.Array,
-    scale: jax.Array,
-    granularity: Granularity,
-) -> jax.Array:
-    keep = entry_words(update, words ^ now, granularity) <= last
-    return jnp.where(keep, scaled(update, scale), jnp.zeros((), update.dtype))
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _gaussian(
-    update: jax.Array,
-    words: jax.Array,
-    now: jax.Array,
-    last: jax.Array,
-    scale: jax.Array,
-    granularity: Granularity,
-) -> jax.Array:
-    del last
-    bits = entry_words(update, words ^ now, granularity)
-    return scaled(update, 1 + normals(bits) * scale.astype(jnp.float32))
-
-
-# For each distribution the leaf rule, and the one number it needs of the rate. Not a
-# division by the rate: XLA makes it a product, where the rate is a constant in another
-# way than where it is an operand, and jit would differ from eager.
-_NOISE = {
-    "bernoulli": (_bernoulli, lambda rate: jnp.where(rate > 0, 1 / rate, 0)),
-    "gaussian": (_gaussian, lambda rate: jnp.sqrt((1 - rate) / rate)),
-}

@@ -1,5 +1,6 @@
 """A fixed mask of entries: what it does not keep never moves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from .._core.entry_masks import (
     mask_arrays,
     negative_zero,
 )
+from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.layers import layer_count
 from .._core.paths import leaves_with_paths
 from .._core.scaling import scaled
@@ -67,6 +69,10 @@ def keep_entries(
         one value whose addition leaves every float as it is, bit for bit (but for
         subnormal ones, where the device flushes these to zero in any addition).
       - Kept entries, and leaves under ``True``, pass bit for bit without ``rescale``.
+      - A leaf under ``False`` may have any dtype, as the codes of a quantized backbone
+        do, and any gradient: ``None`` too, or the ``float0`` that ``jax.grad`` with
+        ``allow_int`` gives for an integer. Its update is zeros of its own dtype, which
+        ``optax.apply_updates`` adds without changing a bit.
       - An array that broadcasts acts as its ``np.broadcast_to`` copy, bit for bit.
       - No communication on any sharding, and no temporary array, but a byte at most
         for each entry of an array that broadcasts.
@@ -87,8 +93,9 @@ def keep_entries(
       ValueError: ``mask`` is empty; ``rescale`` while no entry is kept; from
         ``init``, a leaf that the mask does not cover, a shape that does not
         broadcast, or a mask entry without parameters.
+      ValueError: from ``update``, no ``params`` where a gradient is ``float0``.
       TypeError: ``mask`` holds anything but bools and bool arrays; from ``init``, an
-        integer leaf.
+        integer leaf that is not under ``False``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -119,7 +126,7 @@ def keep_entries(
     del arrays, mask
 
     def init(params: optax.Params) -> KeepEntriesState:
-        checks.inexact_leaves(params, by="keep_entries")
+        check_masked_leaves(params, layout, by="keep_entries")
         layout.check(params)
         masked = [(p, x) for p, x in leaves_with_paths(params) if p in packed]
         bits = [packed[path].placed_like(leaf) for path, leaf in masked]
@@ -136,9 +143,10 @@ def keep_entries(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepEntriesState]:
-        del params, extra_args
+        del extra_args
         update_checks.state_of(KeepEntriesState, state, by="keep_entries")
-        checks.inexact_leaves(updates, by="keep_entries")
+        check_masked_leaves(updates, layout, by="keep_entries")
+        updates = filled(updates, params, layout, by="keep_entries")
         leaves, structure = jax.tree.flatten(updates)
         entries = layout.entries(updates)
         pairs = list(zip(leaves, entries, strict=True))
@@ -161,7 +169,7 @@ def keep_entries(
 
 
 def _whole(update: jax.Array, kept: bool) -> jax.Array:
-    return update if kept else jnp.full_like(update, negative_zero(update))
+    return update if kept else nothing_for(update)
 
 
 # Jitted, so that leaves of one shape share one trace.
@@ -193,7 +201,8 @@ def _one_over_kept_fraction(
 ) -> float:
     """Of all entries of the leaves under mask arrays; a layer counts for its stack."""
     sizes = [
-        (jnp.size(leaf) * layer_count(path), *counts[path]) for path, leaf in masked
+        (math.prod(jnp.shape(leaf)) * layer_count(path), *counts[path])
+        for path, leaf in masked
     ]
     kept = sum(size // max(of, 1) * count for size, count, of in sizes)
     return sum(size for size, _, _ in sizes) / kept if kept else 1.0

@@ -64,6 +64,8 @@ def per_layer(
         and program and compile time do not grow with their number.
       - No communication but that of ``inner``, where it sends a scalar a tensor one of
         :math:`L` numbers; on any sharding, also one that divides the layer axis.
+      - For ``jax.ShapeDtypeStruct`` parameters ``init`` makes an abstract state, for a
+        checkpoint to fill.
 
     Args:
       inner: any optimizer or transformation whose update of one tensor does not depend
@@ -117,6 +119,8 @@ def per_layer(
 
     def init(params: optax.Params) -> optax.OptState:
         checks.array_leaves(params, by="per_layer")
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
+            return jax.eval_shape(init, params)
         params = jax.tree.map(jnp.asarray, params)
         return plan(params).init(params)
 

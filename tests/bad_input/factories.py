@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import optaxtricks
 from tests.bad_input.rows import (
+    AXIS_NAME,
     BELOW_OR_NOT_FINITE,
     DECAY,
     DROPOUT,
@@ -58,7 +59,7 @@ FACTORIES: dict[str, Entry] = {
     **factory(
         "child_tuning_f",
         {"inner": INSIDE, "keep_rate": 0.5, "key": 0},
-        [INNER, *KEEP_RATE, *KEY],
+        [INNER, *KEEP_RATE, *KEY, *AXIS_NAME],
     ),
     **factory("keep_entries", {"mask": mask()}, [*MASK, flag("rescale")]),
     **factory("compact_entries", {"inner": INSIDE, "mask": mask()}, [INNER, *MASK]),

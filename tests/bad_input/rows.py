@@ -176,6 +176,11 @@ LEARNING_RATE = size("learning_rate", schedule=True)
 DECAY = size("weight_decay", schedule=True)
 DROPOUT = [*KEEP_RATE, *KEY, flag("rescale"), option("granularity")]
 DROPOUT += [option("distribution")]
+AXIS_NAME = [
+    Row("axis_name", [1, ["x", 1], {"x": 0}], TypeError, "axis_name must be names"),
+    Row("axis_name", [["x", "x"]], ValueError, "axis_name must name an axis once"),
+]
+DROPOUT += AXIS_NAME
 
 
 RAGGED = [[1.0], [1.0, 2.0]]

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.bad_input.rows import (
+    AXIS_NAME,
     KEEP_RATE,
     KEY,
     NAN,
@@ -46,6 +47,7 @@ SELECTION: dict[str, Entry] = {
                 "without a shape: 'emb'",
             ),
             *STACKED,
+            *AXIS_NAME,
             Row("keep_rate", [lambda step: None], ValueError, "must give a scalar"),
             Row("keep_rate", [lambda step: "x"], ValueError, "must give a scalar"),
         ],

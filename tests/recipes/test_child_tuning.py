@@ -142,6 +142,35 @@ def test_rescaling_scales_gradients_and_not_updates():
     assert tx.update(grads, tx.init(grads))[0].tolist() == [1, 0, 0, 1]
 
 
+def test_the_state_holds_one_mask_at_one_bit_an_entry():
+    params = jnp.ones((64, 32))
+    mask = np.arange(2048).reshape(64, 32) % 3 == 0
+    for options in ({}, {"rescale": True}, {"decay_frozen": True}):
+        state = ot.child_tuning_d(optax.sgd(0.1), mask, **options).init(params)
+        assert [x.nbytes for x in state.mask.bits] == [2048 // 8]
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        assert held - 2048 // 8 == (4 if "rescale" in options else 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"rescale": True}, {"decay_frozen": True}])
+def test_it_is_the_chain_of_a_mask_the_optimizer_and_a_mask(options):
+    rng = np.random.default_rng(3)
+    mask = rng.random((8, 5)) < 0.4
+    params = jnp.asarray(rng.standard_normal((8, 5)), jnp.float32)
+    grads = params.at[~mask].set(jnp.nan)
+    behind = [] if options.get("decay_frozen") else [ot.keep_entries(mask)]
+    ahead = ot.keep_entries(mask, rescale=options.get("rescale", False))
+    chain = optax.chain(ahead, adamw(), *behind)
+    tx = ot.child_tuning_d(adamw(), mask, **options)
+    one, other = tx.init(params), chain.init(params)
+    for _ in range(2):
+        got, one = tx.update(grads, one, params)
+        want, other = chain.update(grads, other, params)
+        np.testing.assert_array_equal(
+            np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32)
+        )
+
+
 def test_extra_arguments_reach_the_inner_optimizer():
     inner = optax.scale_by_polyak()
     grads = jnp.array([3.0, 4.0])
@@ -159,6 +188,9 @@ def test_errors():
         ot.child_tuning_d(**{"inner": ONE, "mask": adamw()})
     with pytest.raises(TypeError, match=r"inner must be an optax.GradientTransf"):
         ot.child_tuning_f(**{"inner": 0.5, "keep_rate": 0.5, "key": 0})
+    tx = ot.child_tuning_d(adamw(), ONE)
+    with pytest.raises(TypeError, match="child_tuning_d needs a state of type Child"):
+        tx.update(jnp.ones(1), (), jnp.ones(1))
     with pytest.raises(TypeError, match="decay_frozen must be True or False"):
         ot.child_tuning_d(adamw(), ONE, **{"decay_frozen": 1})
     with pytest.raises(ValueError, match="keep_rate must lie"):

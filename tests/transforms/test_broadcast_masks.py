@@ -173,7 +173,7 @@ def test_child_tuning_acts_as_with_the_full_copy(options: Any) -> None:
     walks = [walk(ot.child_tuning_d(inner, m, **options), PARAMS) for m in (MASK, FULL)]
     (got, state), (want, wanted_state) = walks
     ulps = 4 if "rescale" in options else 0
-    assert_same((got, state[1]), (want, wanted_state[1]), ulps=ulps)
+    assert_same((got, state.inner), (want, wanted_state.inner), ulps=ulps)
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -291,5 +291,5 @@ def test_a_step_needs_no_more_than_the_mask_as_given() -> None:
     params = {"w": jnp.ones((8, 128, 256)), "e": jnp.ones((1001, 64))}
     mask = {"w": np.ones((8, 1, 1), bool), "e": np.ones((1001, 1), bool)}
     tx = ot.child_tuning_d(optax.sgd(0.1, momentum=0.5), mask)
-    # Twice, ahead of the optimizer and behind it, and a little alignment.
-    assert temp_bytes_of_step(tx, params, params) <= 2 * (8 + 1001) + 64
+    # A little alignment is allowed for.
+    assert temp_bytes_of_step(tx, params, params) <= 8 + 1001 + 64
