@@ -23,8 +23,8 @@ def transformation_of(**named: Any) -> optax.GradientTransformationExtraArgs:
     ((name, tx),) = named.items()
     if isinstance(tx, optax.MultiSteps):
         # Not its `gradient_transformation`, which takes no extra arguments.
-        init: Any = tx.init
-        return optax.GradientTransformationExtraArgs(init, tx.update)
+        multi: Any = tx
+        return optax.GradientTransformationExtraArgs(multi.init, multi.update)
     checks.optimizer(**{name: tx})
     return optax.with_extra_args_support(tx)
 

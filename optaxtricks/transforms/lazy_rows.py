@@ -259,8 +259,8 @@ def _with_touched(views: Any, state: LazyRowsState, after: Any) -> LazyRowsState
     skipped = windows.stood_still(state.inner, after)
     rows = [v.touched for v in jax.tree.leaves(views) if isinstance(v, Masked)]
     keep = lambda now, old: ~ended & jnp.where(skipped, old, now)
-    pairs = zip(rows, state.touched, strict=True)
-    return LazyRowsState(touched=tuple(map(keep, *zip(*pairs))), inner=after)
+    held = tuple(map(keep, rows, state.touched)) if rows else state.touched
+    return LazyRowsState(touched=held, inner=after)
 
 
 def _check_rests(inner: Any, state: Any, params: Any, flags: list[bool]) -> None:

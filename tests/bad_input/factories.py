@@ -91,7 +91,7 @@ FACTORIES: dict[str, Entry] = {
             Row("shrink", ENDS, ValueError, rf"shrink must lie in {OPEN}"),
             *selector("embeddings"),
             *selector("vectors"),
-            *selector("shrink_to_one", "to_one"),
+            *selector("shrink_to_one"),
             Row("embeddings", ["^b$"], ValueError, r"'\^b\$' choose no matrix"),
         ],
     ),

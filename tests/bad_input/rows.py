@@ -168,7 +168,7 @@ RELAXED = [
 OPEN = r"\(0, 1\)"
 ENDS = [0.0, 1.0, *OUTSIDE_0_1]
 LION = [*number("b1", ENDS, OPEN), *number("b2", ENDS, OPEN), *MU_DTYPE, *RELAXED]
-LION += [flag("cautious")]
+LION += [flag("cautious"), flag("skip_nonfinite")]
 TIGER = [*number("beta", ENDS, OPEN), *whole("accumulate_steps"), *MU_DTYPE, *RELAXED]
 LEARNING_RATE = size("learning_rate", schedule=True)
 DECAY = size("weight_decay", schedule=True)

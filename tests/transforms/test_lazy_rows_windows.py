@@ -105,8 +105,9 @@ def path(tx, start, grads, rows=None, padded=3 * K):
     return out, state
 
 
-def check(inner, plain, moments, grads, rows, given):
+def check(pair, moments, grads, rows, given):
     """A run over calls is the run without windows over means, where those end."""
+    inner, plain = pair
     lazy = lambda tx: ot.lazy_rows(tx, tables="emb", moments=moments)
     start = params()
     got, state = path(lazy(inner), start, grads, rows if given else None)
@@ -120,7 +121,7 @@ def check(inner, plain, moments, grads, rows, given):
 @pytest.mark.parametrize("given", [False, True])
 @each_inner
 def test_a_window_is_one_step_on_its_mean_and_all_its_rows(pair, given):
-    state = check(*pair, "decay", *calls(), given)
+    state = check(pair, "decay", *calls(), given)
     assert isinstance(state, ot.LazyRowsState)
     assert not state.touched[0].any()
 
@@ -135,14 +136,14 @@ def test_frozen_rows_rest_for_whole_windows(pair, given):
         grads = [mean[i // K] for i in range(len(grads))]
         if not given:
             rows = [np.flatnonzero(np.asarray(g["emb"]).any(axis=1)) for g in grads]
-    check(*pair, "freeze", grads, rows, given)
+    check(pair, "freeze", grads, rows, given)
 
 
 def test_a_gradient_of_rows_that_are_not_active_is_lost_with_its_window():
     """What MultiSteps summed of a resting row does not come back later."""
     grads = [{"emb": jnp.ones((ROWS, WIDTH)), "w": jnp.ones((2, 3))}] * (2 * K)
     rows = [np.asarray([3])] * K + [np.asarray([3, 5])] * K
-    check(multi(adam()), adam(), "freeze", grads, rows, given=True)
+    check((multi(adam()), adam()), "freeze", grads, rows, given=True)
 
 
 def test_sums_that_apply_every_hands_on():
@@ -267,7 +268,7 @@ def test_tables_of_a_stack_have_rows_of_their_own(axis):
         updates, state = tx.update(jax.tree.map(stack, *pair), state, start)
     want = []
     for layer in range(2):
-        inner = lazy.init(one[layer])
+        inner, update = lazy.init(one[layer]), None
         for pair in grads:
             update, inner = lazy.update(pair[layer], inner, one[layer])
         want.append(update)
@@ -301,7 +302,7 @@ def test_optax_finds_the_parameters_in_the_state():
     lazy = ot.lazy_rows(tiger(accumulate_steps=K), tables="emb")
     state = lazy.init(params())
     names = {"emb": "emb", "w": "w"}
-    found = optax.tree.map_params(
+    found: Any = optax.tree.map_params(
         lazy, lambda _, name: name, state, names, transform_non_params=lambda _: None
     )
     assert found.touched is None
