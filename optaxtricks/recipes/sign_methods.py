@@ -104,7 +104,7 @@ def tiger(
     *,
     beta: Any = 0.965,
     weight_decay: Any = 0.01,
-    accumulate_steps: int = 1,
+    accumulate_steps: int | None = None,
     relative: bool = True,
     rms_floor: Any = 1e-3,
     embeddings: Selector | None = None,
@@ -148,8 +148,8 @@ def tiger(
         published code advises a peak of 0.001 to 0.002.
       beta: decay of the momentum, in ``(0, 1)``.
       weight_decay: :math:`\lambda`, for matrices only, and scaled like the step.
-      accumulate_steps: calls to a window, at least 1. List it in ``static_args``
-        under ``optax.inject_hyperparams``.
+      accumulate_steps: calls to a window, at least 1; ``None`` is 1. List it in
+        ``static_args`` under ``optax.inject_hyperparams``.
       relative: whether matrices take steps relative to their root mean square;
         without it :math:`\operatorname{RMS}(\theta)` above is 1.
       rms_floor: the least root mean square to reckon with, so that matrices
@@ -210,10 +210,13 @@ def tiger(
     )
     size = [scale_by_param_rms(floor=rms_floor, rows=embeddings)] if relative else []
     matrices = optax.chain(add_decay(weight_decay), *size)
-    parts = {"matrix": matrices, "vector": scale_by_number(scalar_factor)}
+    parts: dict[Any, Any] = {
+        "matrix": matrices,
+        "vector": scale_by_number(scalar_factor),
+    }
     labels = partial(kinds, vectors=vectors, embeddings=embeddings)
     step = optax.chain(optax.partition(parts, labels), scale_by_rate(learning_rate))
-    if accumulate_steps > 1:
+    if accumulate_steps is not None and accumulate_steps > 1:
         step = at_window_end(step, accumulate_steps=accumulate_steps)
     complete = optax.chain(direction, step)
     if shrink is None:

@@ -36,7 +36,7 @@ class TigerState(NamedTuple):
 def scale_by_tiger(
     beta: Any = 0.965,
     *,
-    accumulate_steps: int = 1,
+    accumulate_steps: int | None = None,
     mu_dtype: Any = None,
     exponent: optax.ScalarOrSchedule = 0.0,
     dead_zone: Any = 0.0,
@@ -69,7 +69,8 @@ def scale_by_tiger(
     Args:
       beta: :math:`\beta` in ``(0, 1)``; 0.945 for vision and 0.965 for language are
         recommended.
-      accumulate_steps: :math:`k`, at least 1.
+      accumulate_steps: :math:`k`, at least 1; ``None`` is 1. List it in
+        ``static_args`` under ``optax.inject_hyperparams``.
       mu_dtype: floating dtype of the momentum; ``None`` takes each leaf's own. List
         it in ``static_args`` under ``optax.inject_hyperparams``. Inside a window a
         narrow momentum is rounded at every call.
@@ -104,10 +105,11 @@ def scale_by_tiger(
       bojone/tiger, which tests for NaN only).
     """
     checks.open_fraction(beta=beta)
-    checks.positive_int(accumulate_steps=accumulate_steps)
+    k = 1 if accumulate_steps is None else accumulate_steps
+    checks.positive_int(accumulate_steps=k)
     checks.flag(skip_nonfinite=skip_nonfinite)
     mu_dtype = checks.float_dtype(mu_dtype=mu_dtype)
-    rule, k = SignRule(exponent, dead_zone), accumulate_steps
+    rule = SignRule(exponent, dead_zone)
 
     def init(params: optax.Params) -> TigerState:
         checks.inexact_leaves(params, by="scale_by_tiger", allow_complex=False)

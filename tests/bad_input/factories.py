@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 import optaxtricks
 from tests.bad_input.rows import (
     BELOW_OR_NOT_FINITE,
@@ -74,6 +77,12 @@ FACTORIES: dict[str, Entry] = {
             *LEARNING_RATE,
             *DECAY,
             Row("mask", ["emb", 1, {"emb": 0.5}], TypeError, "mask must be None"),
+            Row(
+                "mask",
+                [True, np.False_, jnp.asarray(True)],
+                TypeError,
+                "alone. Under optax.i",
+            ),
         ],
     ),
     **factory("scale_by_tiger", {}, [*TIGER, flag("skip_nonfinite")]),
