@@ -34,6 +34,7 @@ from .transforms import CompactEntriesState as CompactEntriesState
 from .transforms import DropoutState as DropoutState
 from .transforms import EmaParamsState as EmaParamsState
 from .transforms import KeepEntriesState as KeepEntriesState
+from .transforms import LazyRowsState as LazyRowsState
 from .transforms import LionState as LionState
 from .transforms import MagmaState as MagmaState
 from .transforms import MonitorGroupsState as MonitorGroupsState
@@ -66,6 +67,7 @@ __all__ = [
     "DropoutState",
     "EmaParamsState",
     "KeepEntriesState",
+    "LazyRowsState",
     "LionState",
     "MagmaState",
     "MonitorGroupsState",

@@ -309,6 +309,17 @@ CASES: dict[str, Case] = {
         elementwise=False,
         exchange="rows",
     ),
+    "lazy_rows_window": Case(
+        ot.lazy_rows,
+        lambda params: {
+            "inner": ot.at_window_end(_inner(), accumulate_steps=2),
+            "tables": _has_rows,
+        },
+        elementwise=False,
+        exchange="rows",
+        param_shaped=False,
+        slow=True,
+    ),
     "magma": Case(
         ot.magma,
         lambda params: {"inner": _inner(), "key": 7},

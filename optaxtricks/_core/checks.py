@@ -1,7 +1,7 @@
 """Every argument check. Concrete values are examined; traced ones pass unexamined."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -9,46 +9,52 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .numbers import bounded, is_floating, is_real_scalar, known, share, static_hint
 from .paths import leaves_with_paths, listing
 
 
 def fraction(*, schedule: bool = True, **named: Any) -> None:
     """Rejects a number outside (0, 1]; a tracer and, if allowed, a schedule pass."""
-    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]", schedule=schedule)
+    share(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]", schedule=schedule)
 
 
 def fixed_fraction(**named: Any) -> None:
     """Rejects all but a number in (0, 1] that is known at once."""
     for name, value in named.items():
-        if _concrete(name, value, schedule=False) is None:
+        if known(name, value, schedule=False) is None:
             raise TypeError(f"{name} must be a number, not a traced value.")
-    _bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]")
+    bounded(named, lambda x: 0.0 < x <= 1.0, "lie in (0, 1]")
 
 
 def open_fraction(**named: Any) -> None:
     """Rejects a number outside (0, 1), both ends excluded; a tracer passes."""
-    _bounded(named, lambda x: 0.0 < x < 1.0, "lie in (0, 1)")
+    share(named, lambda x: 0.0 < x < 1.0, "lie in (0, 1)")
 
 
 def unit_interval(*, schedule: bool = True, **named: Any) -> None:
     """Rejects a number outside [0, 1]; a tracer and, if allowed, a schedule pass."""
-    _bounded(named, lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]", schedule=schedule)
+    share(named, lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]", schedule=schedule)
+
+
+def exponent(**named: Any) -> None:
+    """As `unit_interval`; its ends are common values of any dtype."""
+    bounded(named, lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]", schedule=True)
 
 
 def non_negative(**named: Any) -> None:
     """Rejects a number below zero (NaN and infinity included)."""
-    _bounded(named, lambda x: 0.0 <= x < np.inf, "be at least 0 and finite")
+    bounded(named, lambda x: 0.0 <= x < np.inf, "be at least 0 and finite")
 
 
 def rate(**named: Any) -> None:
     """Rejects a number below zero or not finite; a schedule or tracer passes."""
     finite = "be at least 0 and finite"
-    _bounded(named, lambda x: 0.0 <= x < np.inf, finite, schedule=True)
+    bounded(named, lambda x: 0.0 <= x < np.inf, finite, schedule=True)
 
 
 def positive(**named: Any) -> None:
     """Rejects a number that is not above zero (NaN and infinity included)."""
-    _bounded(named, lambda x: 0.0 < x < np.inf, "be positive and finite")
+    bounded(named, lambda x: 0.0 < x < np.inf, "be positive and finite")
 
 
 def float_dtype(**named: Any) -> Any:
@@ -69,7 +75,9 @@ def positive_int(**named: Any) -> None:
     """Rejects all but whole numbers above zero that int32 can hold."""
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an int, got {value!r}.")
+            raise TypeError(
+                f"{name} must be an int, got {value!r}{static_hint(name, value)}."
+            )
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
         if value >= 2**31:
@@ -116,6 +124,13 @@ def array(**named: Any) -> jax.Array:
 def leaf_mask(**named: Any) -> None:
     """Rejects all but None, a function, and a tree of bools: Optax's `mask`."""
     for name, value in named.items():
+        if isinstance(value, bool | np.bool_ | jax.Array):
+            # What `optax.inject_hyperparams` makes of a function, if not told better.
+            raise TypeError(
+                f"{name} must be None, a function of the parameters or a tree of "
+                f"bools, got {value!r} alone. Under optax.inject_hyperparams, which "
+                f'takes a function for a schedule, list it: static_args=("{name}",).'
+            )
         leaves = [] if callable(value) else jax.tree.leaves(value)
         if bad := [x for x in leaves if not isinstance(x, bool | np.bool_)]:
             raise TypeError(
@@ -213,36 +228,19 @@ def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:
 def scalar(**named: Any) -> None:
     """Rejects what a schedule must not return: all but one number."""
     for name, value in named.items():
-        if not _is_real_scalar(value):
+        if not is_real_scalar(value):
             raise ValueError(f"{name} must give a scalar at each step, got {value!r}.")
 
 
 def step_count(**named: Any) -> None:
     """Rejects all but whole numbers in [0, 2**31); a traced one passes."""
     for name, value in named.items():
-        if not _is_real_scalar(value) or _is_floating(value):
+        if not is_real_scalar(value) or is_floating(value):
             raise TypeError(f"{name} must be a whole number, got {value!r}.")
         if isinstance(value, jax.core.Tracer):
             continue
         if not 0 <= int(value) < 2**31:
             raise ValueError(f"{name} must lie in [0, 2**31), got {value!r}.")
-
-
-def _is_real_scalar(value: Any) -> bool:
-    """Whether a value is one integer or real number, known or traced."""
-    if isinstance(value, bool | int | float):
-        return not isinstance(value, bool)
-    if not isinstance(value, np.generic | np.ndarray | jax.Array) or value.ndim:
-        return False
-    kinds = jnp.floating, jnp.integer
-    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-
-
-def _is_floating(value: Any) -> bool:
-    """Whether a real scalar is no integer."""
-    return isinstance(value, float) or (
-        not isinstance(value, int) and jnp.issubdtype(value.dtype, jnp.floating)
-    )
 
 
 def _dtypes(tree: Any) -> set[Any]:
@@ -263,32 +261,3 @@ def _dtype(path: str, leaf: Any, by: str, remedy: str) -> Any:
         f"{by} needs arrays, but the leaf at {path!r} is a {type(leaf).__name__}; "
         f"leave it out with {remedy}."
     )
-
-
-def _bounded(
-    named: Mapping[str, Any],
-    within: Callable[[float], bool],
-    text: str,
-    *,
-    schedule: bool = False,
-) -> None:
-    """Rejects a known number that is not within bounds; `text` says what it must."""
-    for name, value in named.items():
-        number = _concrete(name, value, schedule=schedule)
-        if number is not None and not within(number):
-            raise ValueError(f"{name} must {text}, got {value!r}.")
-
-
-def _concrete(name: str, value: Any, *, schedule: bool) -> float | None:
-    """The value as a float; None if it is traced or, where allowed, a schedule."""
-    if schedule and callable(value):
-        return None
-    if not _is_real_scalar(value):
-        wanted = "a number or a schedule" if schedule else "a number"
-        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
-    if isinstance(value, jax.core.Tracer):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an int of Python may be larger than any float
-        return np.inf if value > 0 else -np.inf

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layers import layer_seen
+from .numbers import static_hint
 from .paths import listing
 from .positions import index_along
 
@@ -59,7 +60,7 @@ def key_words(key: Any) -> Any:
         return np.array(divmod(key, WORD), np.uint32)
     raise TypeError(
         "key must be an int, a key from jax.random.key, or a one-dimensional uint32 "
-        f"key, got {key!r}."
+        f"key, got {key!r}{static_hint('key', key)}."
     )
 
 

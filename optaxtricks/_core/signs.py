@@ -19,7 +19,7 @@ class SignRule:
     dead_zone: Any
 
     def __post_init__(self) -> None:
-        checks.unit_interval(exponent=self.exponent)
+        checks.exponent(exponent=self.exponent)
         checks.non_negative(dead_zone=self.dead_zone)
 
     @property

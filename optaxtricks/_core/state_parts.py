@@ -18,11 +18,14 @@ class _OfParam:
     path: str | None = None
 
 
-def transformation_of(tx: Any) -> optax.GradientTransformationExtraArgs:
+def transformation_of(**named: Any) -> optax.GradientTransformationExtraArgs:
     """An optimizer as a transformation; `optax.MultiSteps` is none by itself."""
+    ((name, tx),) = named.items()
     if isinstance(tx, optax.MultiSteps):
-        tx = tx.gradient_transformation()
-    checks.optimizer(tx=tx)
+        # Not its `gradient_transformation`, which takes no extra arguments.
+        multi: Any = tx
+        return optax.GradientTransformationExtraArgs(multi.init, multi.update)
+    checks.optimizer(**{name: tx})
     return optax.with_extra_args_support(tx)
 
 

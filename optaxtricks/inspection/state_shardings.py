@@ -65,7 +65,7 @@ def state_shardings(tx: Any, params: Any) -> Any:
       >>> state.mu["w"].sharding == rows
       True
     """
-    tx = transformation_of(tx)
+    tx = transformation_of(tx=tx)
     placed = {path: _sharding(path, leaf) for path, leaf in leaves_with_paths(params)}
     home = _home(placed)
     shapes = {path: leaf.shape for path, leaf in leaves_with_paths(params)}

@@ -80,7 +80,7 @@ def summary(
       other                                  0
       total        1,568    1,568        6,272            4.0
     """
-    tx = transformation_of(tx)
+    tx = transformation_of(tx=tx)
     checks.array_leaves(params, by="summary")
     abstract = jax.eval_shape(lambda tree: tree, params)
     names = [path for path, _ in leaves_with_paths(abstract)]

@@ -8,14 +8,16 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.leaf_kinds import kinds
+from .._core.nonfinite import shrinking, still_where_nonfinite
 from .._core.paths import flatten
+from .._core.rates import add_decay, scale_by_number, scale_by_rate
 from .._core.selectors import Selector, matches
+from .._core.wide import in_float32
 from ..transforms import (
     at_window_end,
     scale_by_lion,
     scale_by_param_rms,
     scale_by_tiger,
-    shrink_nonfinite,
 )
 
 
@@ -30,6 +32,7 @@ def lion(
     exponent: optax.ScalarOrSchedule = 0.0,
     dead_zone: Any = 0.0,
     cautious: bool = False,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lion: a step of one size for every entry, in the direction of a sign.
 
@@ -37,7 +40,7 @@ def lion(
         \theta \leftarrow \theta - \eta (\operatorname{sign}(c) + \lambda \theta)
 
     with :math:`c` between momentum and gradient. The chain is, in order:
-    :func:`scale_by_lion`, ``optax.add_decayed_weights``,
+    :func:`scale_by_lion` and, in float32 or wider, ``optax.add_decayed_weights`` and
     ``optax.scale_by_learning_rate``. Signature, defaults and trajectory are those of
     ``optax.lion``; the compiled step moves about half the bytes. Take a rate 3 to 10
     times smaller than AdamW's and a decay as many times larger.
@@ -56,6 +59,8 @@ def lion(
       exponent: see :func:`scale_by_lion`.
       dead_zone: see :func:`scale_by_lion`.
       cautious: see :func:`scale_by_lion`.
+      skip_nonfinite: whether a leaf whose gradient holds NaN or infinity stays as it
+        is, decay and momentum included; see :func:`scale_by_lion`.
 
     Returns:
       A transformation. Its ``update`` needs ``params``.
@@ -80,19 +85,18 @@ def lion(
     """
     checks.rate(learning_rate=learning_rate, weight_decay=weight_decay)
     checks.leaf_mask(mask=mask)
-    complete = optax.chain(
-        scale_by_lion(
-            b1,
-            b2,
-            mu_dtype=mu_dtype,
-            exponent=exponent,
-            dead_zone=dead_zone,
-            cautious=cautious,
-        ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+    direction = scale_by_lion(
+        b1,
+        b2,
+        mu_dtype=mu_dtype,
+        exponent=exponent,
+        dead_zone=dead_zone,
+        cautious=cautious,
+        skip_nonfinite=skip_nonfinite,
     )
-    return update_checks.with_params(complete, by="lion")
+    step = add_decay(weight_decay, mask), scale_by_rate(learning_rate)
+    complete = update_checks.with_params(optax.chain(direction, *step), by="lion")
+    return still_where_nonfinite(complete) if skip_nonfinite else complete
 
 
 def tiger(
@@ -100,7 +104,7 @@ def tiger(
     *,
     beta: Any = 0.965,
     weight_decay: Any = 0.01,
-    accumulate_steps: int = 1,
+    accumulate_steps: int | None = None,
     relative: bool = True,
     rms_floor: Any = 1e-3,
     embeddings: Selector | None = None,
@@ -123,15 +127,14 @@ def tiger(
 
     Vectors are the leaves with fewer than two axes, and those whose path ends in the
     step ``bias``, ``scale``, ``beta``, ``gamma`` or ``offset``: attention in Flax has
-    biases of two axes. The published code goes by names alone, and by parts of them:
-    ``bias``, ``beta`` or ``gamma`` anywhere makes a vector, and one with ``gamma``
-    shrinks toward 1; else ``embeddings`` makes a table, scaled by row; all other
-    variables, of one axis too, are matrices.
+    biases of two axes. The published code goes by parts of names alone: ``bias``,
+    ``beta`` or ``gamma`` makes a vector, and one with ``gamma`` shrinks toward 1; else
+    ``embeddings`` makes a table, scaled by row; all others are matrices.
 
-    The chain is, in order: :func:`scale_by_tiger`; and, :func:`at_window_end`, for
-    matrices ``optax.add_decayed_weights`` and :func:`scale_by_param_rms`, for vectors
-    ``optax.scale``, then ``optax.scale_by_learning_rate``; all of it inside
-    :func:`shrink_nonfinite`. Memory: one array a parameter, accumulation included.
+    The chain is, in order: :func:`scale_by_tiger`; and, :func:`at_window_end` and in
+    float32 or wider, for matrices ``optax.add_decayed_weights`` and
+    :func:`scale_by_param_rms`, for vectors ``optax.scale``, then the learning rate; all
+    of it inside :func:`shrink_nonfinite`. Memory: one array a parameter.
 
     Guarantees:
       - With ``accumulate_steps=k``, updates are exactly zero but at every k-th call,
@@ -145,8 +148,8 @@ def tiger(
         published code advises a peak of 0.001 to 0.002.
       beta: decay of the momentum, in ``(0, 1)``.
       weight_decay: :math:`\lambda`, for matrices only, and scaled like the step.
-      accumulate_steps: calls to a window, at least 1. List it in ``static_args``
-        under ``optax.inject_hyperparams``.
+      accumulate_steps: calls to a window, at least 1; ``None`` is 1. List it in
+        ``static_args`` under ``optax.inject_hyperparams``.
       relative: whether matrices take steps relative to their root mean square;
         without it :math:`\operatorname{RMS}(\theta)` above is 1.
       rms_floor: the least root mean square to reckon with, so that matrices
@@ -206,20 +209,20 @@ def tiger(
         skip_nonfinite=shrink is not None,
     )
     size = [scale_by_param_rms(floor=rms_floor, rows=embeddings)] if relative else []
-    matrices = optax.chain(optax.add_decayed_weights(weight_decay), *size)
-    step = optax.chain(
-        optax.partition(
-            {"matrix": matrices, "vector": optax.scale(scalar_factor)},
-            partial(kinds, vectors=vectors, embeddings=embeddings),
-        ),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    if accumulate_steps > 1:
+    matrices = optax.chain(add_decay(weight_decay), *size)
+    parts: dict[Any, Any] = {
+        "matrix": matrices,
+        "vector": scale_by_number(scalar_factor),
+    }
+    labels = partial(kinds, vectors=vectors, embeddings=embeddings)
+    step = optax.chain(optax.partition(parts, labels), scale_by_rate(learning_rate))
+    if accumulate_steps is not None and accumulate_steps > 1:
         step = at_window_end(step, accumulate_steps=accumulate_steps)
     complete = optax.chain(direction, step)
     if shrink is None:
         return update_checks.with_params(complete, by="tiger")
-    return shrink_nonfinite(complete, shrink=shrink, to_one=shrink_to_one)
+    to_one = {"shrink_to_one": shrink_to_one}
+    return shrinking(complete, shrink, to_one, by="tiger", skips=True)
 
 
 _METHODS = {"lion": lion, "tiger": tiger}
@@ -240,8 +243,9 @@ def mixed_sign(
 
     The chain is ``optax.partition`` of ``optax.adam`` on ``embeddings`` and
     :func:`lion` or :func:`tiger` on the rest. If Tiger accumulates, Adam does so over
-    the same windows, in ``optax.MultiSteps``. A gradient that is not finite spoils
-    Adam's leaves, which nothing here skips: see ``optax.apply_if_finite``.
+    the same windows, in ``optax.MultiSteps``. Adam's moments are float32 or wider: in
+    float16 its ``eps`` is 0, and a row without a gradient comes to 0 / 0. A gradient
+    that is not finite spoils Adam's leaves: see ``optax.apply_if_finite``.
 
     Args:
       learning_rate: of the sign method; a number or a schedule.
@@ -280,8 +284,9 @@ def mixed_sign(
     # optax.inject_hyperparams hands them over as one argument of this name.
     options = {**options.pop("options", {}), **options}
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    adam, method = optax.adam(rate), _METHODS[sign](learning_rate, **options)
-    if (window := options.get("accumulate_steps", 1)) > 1:
+    adam = optax.chain(optax.scale_by_adam(), scale_by_rate(rate))
+    method = _METHODS[sign](learning_rate, **options)
+    if (window := options.get("accumulate_steps") or 1) > 1:
         adam = optax.MultiSteps(adam, window).gradient_transformation()
 
     def labels(tree: Any) -> Any:
@@ -289,5 +294,5 @@ def mixed_sign(
         names = ["adam" if is_table else "sign" for is_table in chosen]
         return jax.tree.unflatten(flatten(tree)[1], names)
 
-    both = optax.partition({"adam": adam, "sign": method}, labels)
+    both = optax.partition({"adam": in_float32(adam), "sign": method}, labels)
     return update_checks.with_params(both, by="mixed_sign")

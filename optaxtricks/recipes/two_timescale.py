@@ -8,6 +8,7 @@ import optax
 
 from .._core import checks
 from .._core.paths import flatten
+from .._core.rates import scale_by_rate
 from .._core.selectors import Selector, proper_matches
 
 
@@ -22,8 +23,8 @@ def two_timescale(
 
     The chain is, in order: ``inner``, and ``optax.partition`` of
     ``optax.scale_by_learning_rate`` with ``fast_learning_rate`` on the leaves of
-    ``fast`` and with ``learning_rate`` on the rest. ``inner`` sees the whole tree and
-    keeps one state for it; momentum is not touched by the rates.
+    ``fast`` and with ``learning_rate`` on the rest, in float32 or wider. ``inner`` sees
+    the whole tree and keeps one state for it; momentum is not touched by the rates.
 
     SimSiam keeps the predictor at the initial rate while the encoder's goes down by a
     cosine: the predictor has to follow the encoder, and the slower that moves the
@@ -73,8 +74,8 @@ def two_timescale(
     checks.optimizer(inner=inner)
     checks.rate(learning_rate=learning_rate, fast_learning_rate=fast_learning_rate)
     rates: dict[Hashable, optax.GradientTransformation] = {
-        "fast": optax.scale_by_learning_rate(fast_learning_rate),
-        "slow": optax.scale_by_learning_rate(learning_rate),
+        "fast": scale_by_rate(fast_learning_rate),
+        "slow": scale_by_rate(learning_rate),
     }
 
     def labels(tree: Any) -> Any:

@@ -12,6 +12,7 @@ from .ema_params import EmaParamsState as EmaParamsState
 from .ema_params import ema_params as ema_params
 from .keep_entries import KeepEntriesState as KeepEntriesState
 from .keep_entries import keep_entries as keep_entries
+from .lazy_rows import LazyRowsState as LazyRowsState
 from .lazy_rows import lazy_rows as lazy_rows
 from .lion import LionState as LionState
 from .lion import scale_by_lion as scale_by_lion
@@ -38,6 +39,7 @@ __all__ = [
     "DropoutState",
     "EmaParamsState",
     "KeepEntriesState",
+    "LazyRowsState",
     "LionState",
     "MagmaState",
     "MonitorGroupsState",

@@ -4,22 +4,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.windows import counts_calls, first_call, next_call
 
 
+@counts_calls(rests="inner")
 class AtWindowEndState(NamedTuple):
     """State of :func:`at_window_end`.
 
     Attributes:
-      step: int32 scalar, the number of earlier updates in this window.
+      call: int32 scalar, the number of earlier calls in this window; ``None`` with
+        ``accumulate_steps=1``.
       inner: the state of the wrapped transformation, which counts windows.
     """
 
-    step: jax.Array
+    call: jax.Array | None
     inner: optax.OptState
 
 
@@ -72,11 +74,12 @@ def at_window_end(
     checks.optimizer(inner=inner)
     checks.positive_int(accumulate_steps=accumulate_steps)
     inner = optax.with_extra_args_support(inner)
-    final = np.int32(accumulate_steps - 1)
 
     def init(params: optax.Params) -> AtWindowEndState:
         checks.inexact_leaves(params, by="at_window_end")
-        return AtWindowEndState(jnp.zeros((), jnp.int32), inner.init(params))
+        return AtWindowEndState(
+            call=first_call(accumulate_steps), inner=inner.init(params)
+        )
 
     def update(
         updates: optax.Updates,
@@ -85,13 +88,14 @@ def at_window_end(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AtWindowEndState]:
         update_checks.state_of(AtWindowEndState, state, by="at_window_end")
-        acts = state.step == final
         proposed, after = inner.update(updates, state.inner, params, **extra_args)
+        if state.call is None:
+            return proposed, AtWindowEndState(call=None, inner=after)
+        acts, call = next_call(state.call, accumulate_steps)
         still = lambda u: jnp.where(acts, u, jnp.zeros_like(u))
         keep = lambda new, old: jnp.where(acts, new, old)
         return jax.tree.map(still, proposed), AtWindowEndState(
-            step=jnp.where(acts, np.int32(0), state.step + np.int32(1)),
-            inner=jax.tree.map(keep, after, state.inner),
+            call=call, inner=jax.tree.map(keep, after, state.inner)
         )
 
     return transformation(init, update)

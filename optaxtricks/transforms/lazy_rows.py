@@ -1,23 +1,35 @@
 """Rows of embedding tables that were not looked up stay where they are."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks, update_checks
+from .._core import checks, update_checks, windows
 from .._core.build import transformation
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
+from .._core.row_views import WHOLE, Block, Masked, Whole
 from .._core.selectors import Selector, row_matches
-from .._core.shardings import typed_sharding, whole_rows
-from .._core.state_parts import beside_params
+from .._core.state_parts import beside_params, transformation_of
 from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
+
+
+class LazyRowsState(NamedTuple):
+    """State of :func:`lazy_rows` around an optimizer that accumulates steps.
+
+    Attributes:
+      touched: for each table a bool for each row, whether a call of this window
+        touched it so far.
+      inner: the state of the wrapped optimizer.
+    """
+
+    touched: tuple[jax.Array, ...] | jax.Array
+    inner: optax.OptState
 
 
 def lazy_rows(
@@ -62,9 +74,13 @@ def lazy_rows(
         ``active_rows``, if ``inner`` works row by row (see ``inner``). Compiled with
         donated buffers it copies no table; but XLA's CPU backend widens a bfloat16
         table to scatter into it, which takes time and memory of the table's size.
-      - Inside ``optax.MultiSteps`` a row counts as touched if any gradient of the
-        window touched it. (``active_rows`` must then name the rows of the whole
-        window, and a :class:`RowSparse` cannot be accumulated.)
+      - Around an ``inner`` that accumulates steps (:func:`tiger` and
+        :func:`at_window_end` by their ``accumulate_steps``, ``optax.MultiSteps``,
+        ``optax.apply_every``) every row moves that a call of the window touched: as
+        without accumulation on window means, with the ids of all calls as
+        ``active_rows``. Tables must have windows of one length.
+      - Inside ``optax.MultiSteps`` likewise, but there ``active_rows`` must name the
+        rows of the whole window. Neither way can a :class:`RowSparse` accumulate.
       - No communication but ids and touched rows, and a bit a row where rows are
         sharded by columns.
 
@@ -72,22 +88,25 @@ def lazy_rows(
       inner: any optimizer whose arithmetic on a row looks at that row alone, such
         as Adam, Lion, or Tiger with the tables as its ``embeddings``. Not LAMB, Muon,
         or Tiger without ``embeddings``, which measure a whole leaf: of a
-        :class:`RowSparse` they would measure the block. It must not accumulate steps
-        by itself.
+        :class:`RowSparse` they would measure the block.
       tables: a selector (see :func:`select`) of the embedding tables.
-      moments: ``"decay"`` or ``"freeze"``.
+      moments: ``"decay"`` or ``"freeze"``; that needs moments which rest inside a
+        window, and so not those of :func:`tiger` with ``accumulate_steps``.
 
     Returns:
-      A transformation whose state is that of ``inner``. Its ``update`` takes the
+      A transformation whose state is that of ``inner``, or, if that accumulates, a
+      :class:`LazyRowsState` of a bool for each row around it. Its ``update`` takes the
       extra argument ``active_rows``: a dict, from a table's path or nested like the
       parameters, to integer ids of any shape (the number of rows is padding; under
       ``jit`` ids out of range are dropped) or a bool for each row. (Linen's
       ``TrainState.apply_gradients`` hands on no extra arguments: call ``tx.update``.)
 
     Raises:
-      ValueError: ``moments`` is neither; ``tables`` matches no leaf, or a scalar; from
-        ``update``, wrong paths or ids in ``active_rows``, a :class:`RowSparse` that is
-        no table's or comes with ``"decay"``, or a state of ``inner`` without rows.
+      ValueError: ``moments`` is neither; from ``init``, ``tables`` matches no leaf, or
+        a scalar, or moments to freeze change inside a window; from ``update``, wrong
+        paths or ids in ``active_rows``, a :class:`RowSparse` that is no table's, comes
+        with ``"decay"`` or to an ``inner`` that accumulates, or a state of ``inner``
+        without rows.
       TypeError: an argument of the wrong kind, such as float ids.
 
     Examples:
@@ -109,14 +128,18 @@ def lazy_rows(
       bojone/keras_lazyoptimizer), and 2023, archive 9736, for sign methods.
       ``tensorflow_addons.optimizers.LazyAdam`` and ``torch.optim.SparseAdam`` freeze.
     """
-    checks.optimizer(inner=inner)
     checks.chosen(("decay", "freeze"), moments=moments)
-    inner = optax.with_extra_args_support(inner)
+    inner = transformation_of(inner=inner)
 
     def init(params: optax.Params) -> optax.OptState:
         checks.inexact_leaves(params, by="lazy_rows")
-        row_matches(params, tables, name="tables")
-        return inner.init(params)
+        flags = row_matches(params, tables, name="tables")
+        state = inner.init(params)
+        if not windows.calls(state):
+            return state
+        if moments == "freeze":
+            _check_rests(inner, state, params, flags)
+        return LazyRowsState(touched=_none_touched(params, flags), inner=state)
 
     def update(
         updates: optax.Updates,
@@ -128,111 +151,43 @@ def lazy_rows(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
             update_checks.same_shapes(updates, params, by="lazy_rows", name="params")
+        accumulates = bool(windows.calls(state))
+        if accumulates:
+            update_checks.state_of(LazyRowsState, state, by="lazy_rows")
+        before = state.inner if isinstance(state, LazyRowsState) else state
         rows = {} if active_rows is None else active_rows
-        views = _views(updates, tables, moments, rows)
+        views = _views(updates, tables, moments, rows, accumulates)
+        if isinstance(state, LazyRowsState):
+            views = _since_window_began(views, state.touched)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
-        held: Any = _WHOLE
+        held: Any = WHOLE
         if moments == "freeze":
-            held = beside_params(inner, state, views, rest=_WHOLE, by="lazy_rows")
+            held = beside_params(inner, before, views, rest=WHOLE, by="lazy_rows")
+            # Of rows that are not active a sum may hold gradients; it starts anew.
+            whole = lambda view, place: WHOLE if place == "sums" else view
+            held = windows.by_place(whole, held)
         take = lambda views, tree: jax.tree.map(lambda v, x: v.take(x), views, tree)
         proposed, after = inner.update(
             block,
-            take(held, state),
+            take(held, before),
             None if params is None else take(views, params),
             **extra_args,
         )
         put = lambda view, old, new: view.put(old, new)
-        after = jax.tree.map(put, held, state, after)
+        after = jax.tree.map(put, held, before, after)
+        if isinstance(state, LazyRowsState):
+            after = _with_touched(views, state, after)
         return jax.tree.map(lambda view, u: view.give(u), views, proposed), after
 
     return transformation(init, update, one_leaf=True)
 
 
-class _Whole:
-    """How to see a leaf that is no table: as it is."""
-
-    def block(self, grad: Any) -> Any:
-        """What `inner` gets as the gradient."""
-        return grad
-
-    def take(self, x: Any) -> Any:
-        """What `inner` gets of a parameter or of its own state."""
-        return x
-
-    def put(self, old: Any, new: Any) -> Any:
-        """The next state, from the last one and what `inner` made of its part."""
-        del old
-        return new
-
-    def give(self, update: Any) -> Any:
-        """The update, from that of `inner`."""
-        return update
-
-
-@dataclasses.dataclass(frozen=True)
-class _Masked(_Whole):
-    """A dense table: `inner` sees it all, and what it does to other rows is void."""
-
-    path: str
-    touched: jax.Array
-
-    def put(self, old: Any, new: Any) -> Any:
-        if not _has_rows(old, self.touched.shape[0], self.path):
-            return new
-        return jnp.where(self._over(new), new, old)
-
-    def give(self, update: Any) -> Any:
-        return jnp.where(self._over(update), update, jnp.zeros((), update.dtype))
-
-    def _over(self, x: Any) -> jax.Array:
-        return jnp.expand_dims(self.touched, tuple(range(1, x.ndim)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block(_Whole):
-    """A row-sparse gradient: `inner` sees the looked-up rows and nothing else."""
-
-    path: str
-    rows: RowSparse
-
-    def block(self, grad: Any) -> Any:
-        del grad  # its duplicates are not summed yet
-        return self.rows.values
-
-    def take(self, x: Any) -> Any:
-        if not _has_rows(x, self.rows.num_rows, self.path):
-            return x
-        # Padding reads zeros, of which every optimizer makes zeros or nothing.
-        return x.at[self.rows.indices].get(
-            mode="fill", fill_value=0, out_sharding=whole_rows(x)
-        )
-
-    def put(self, old: Any, new: Any) -> Any:
-        if not _has_rows(old, self.rows.num_rows, self.path):
-            return new
-        return old.at[self.rows.indices].set(
-            new, mode="drop", unique_indices=True, out_sharding=typed_sharding(old)
-        )
-
-    def give(self, update: Any) -> Any:
-        return self.rows.with_values(update)
-
-
-_WHOLE = _Whole()
-
-
-def _has_rows(x: Any, num_rows: int, path: str) -> bool:
-    """Whether a part of the state is kept row by row, and not for the whole table."""
-    if jnp.ndim(x) and x.shape[0] != num_rows:
-        raise ValueError(
-            f"lazy_rows needs an optimizer that works row by row, but for the table at "
-            f"{path!r} of {num_rows} rows it keeps an array of shape {x.shape}."
-        )
-    return jnp.ndim(x) > 0
-
-
 def _views(
-    updates: optax.Updates, tables: Selector, moments: Moments, active_rows: Any
+    updates: optax.Updates,
+    tables: Selector,
+    moments: Moments,
+    active_rows: Any,
+    accumulates: bool,
 ) -> Any:
     """For every leaf of the updates, how `inner` is to see it."""
     update_checks.inexact_updates(updates, by="lazy_rows")
@@ -241,24 +196,86 @@ def _views(
     paths = [path for path, _ in leaves_with_paths(updates)]
     known = [path for path, flag in zip(paths, flags, strict=True) if flag]
     active_rows = by_path(active_rows, known, holes(updates))
-    views: list[_Whole] = []
+    views: list[Whole] = []
     for path, grad, is_table in zip(paths, grads, flags, strict=True):
         if isinstance(grad, RowSparse):
-            _check_sparse(path, is_table, moments, active_rows)
-            views.append(_Block(path, grad.summed()))
+            _check_sparse(path, is_table, moments, active_rows, accumulates)
+            views.append(Block(path, grad.summed()))
         elif is_table:
-            views.append(_Masked(path, touched(path, grad, active_rows.get(path))))
+            views.append(Masked(path, touched(path, grad, active_rows.get(path))))
         else:
-            views.append(_WHOLE)
+            views.append(WHOLE)
     return jax.tree.unflatten(layout, views)
 
 
-def _check_sparse(path: str, is_table: bool, moments: Moments, active: Any) -> None:
+def _check_sparse(
+    path: str, is_table: bool, moments: Moments, active: Any, accumulates: bool
+) -> None:
     if not is_table:
         raise ValueError(f"the gradient at {path!r} is a RowSparse, but no table's.")
+    if accumulates:
+        raise ValueError(
+            f"the gradient at {path!r} is a RowSparse, which inner cannot accumulate: "
+            "give update its to_dense(), or the rows of the whole window at once and "
+            "an inner that does not accumulate."
+        )
     if moments != "freeze":
         raise ValueError(
             f"the gradient at {path!r} is a RowSparse, which needs moments='freeze'."
         )
     if path in active:
         raise ValueError(f"active_rows names {path!r}, whose gradient is a RowSparse.")
+
+
+def _none_touched(
+    params: optax.Params, flags: list[bool]
+) -> tuple[jax.Array, ...] | jax.Array:
+    """No row of any table; read from the tables, to lie where their rows do."""
+    leaves = leaves_with_paths(params)
+    if not leaves:  # one stands for all where optax.tree.map_params shows none
+        return jnp.zeros((), bool)
+    pairs = zip(leaves, flags, strict=True)
+    return tuple(
+        jnp.zeros_like(touched(path, jnp.asarray(leaf), None))
+        for (path, leaf), is_table in pairs
+        if is_table
+    )
+
+
+def _since_window_began(views: Any, before: Any) -> Any:
+    """The same views, of the rows that any call of the window touched so far."""
+    flat, layout = jax.tree.flatten(views)
+    known = list(before) if isinstance(before, tuple) else []
+    checks.same_count([v for v in flat if isinstance(v, Masked)], known, by="lazy_rows")
+    earlier = iter(known)
+    either = lambda view: view.with_earlier(next(earlier))
+    out = [either(view) if isinstance(view, Masked) else view for view in flat]
+    return jax.tree.unflatten(layout, out)
+
+
+def _with_touched(views: Any, state: LazyRowsState, after: Any) -> LazyRowsState:
+    """The next state: rows stay touched until the window ends."""
+    ended = windows.ended(after)
+    skipped = windows.stood_still(state.inner, after)
+    rows = [v.touched for v in jax.tree.leaves(views) if isinstance(v, Masked)]
+    keep = lambda now, old: ~ended & jnp.where(skipped, old, now)
+    held = tuple(map(keep, rows, state.touched)) if rows else state.touched
+    return LazyRowsState(touched=held, inner=after)
+
+
+def _check_rests(inner: Any, state: Any, params: Any, flags: list[bool]) -> None:
+    """Rejects a state of rows that changes inside a window: it cannot be frozen."""
+    paths = [path for path, _ in leaves_with_paths(params)]
+    names = [p if is_table else "" for p, is_table in zip(paths, flags, strict=True)]
+    names = jax.tree.unflatten(flatten(params)[1], names)
+
+    def check(path: str, place: windows.Place) -> None:
+        if path and place in ("outside", "moves"):
+            raise ValueError(
+                f"moments='freeze' needs the state of the table at {path!r} to rest "
+                "inside a window, but inner changes it at every call. Accumulate "
+                "outside: optax.MultiSteps(ot.lazy_rows(ot.tiger(...), ...), k)."
+            )
+
+    held = beside_params(inner, state, names, rest="", by="lazy_rows")
+    windows.by_place(check, held)

@@ -10,6 +10,7 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.finite import all_finite
 from .._core.leaf_rules import over_leaves
 from .._core.signs import SignRule, relaxed_sign
 
@@ -35,6 +36,7 @@ def scale_by_lion(
     exponent: optax.ScalarOrSchedule = 0.0,
     dead_zone: Any = 0.0,
     cautious: bool = False,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the sign of an interpolation between momentum and gradient (Lion).
 
@@ -58,8 +60,12 @@ def scale_by_lion(
         but cancel, :math:`|c_t|` within a few roundings of its terms, the sign may
         come out otherwise than in Optax: there the two orders of summation differ.
       - With a narrow ``mu_dtype`` the sign is decided before the momentum is rounded.
-      - NaN in, NaN out; no other entry sees it.
-      - No communication on any sharding.
+      - NaN in, NaN out; no other entry sees it. It stays in the momentum.
+      - With ``skip_nonfinite``, a leaf whose gradient holds NaN or infinity leaves
+        its momentum as it is, bit for bit, and gets a zero update; other leaves go on.
+        (``optax.apply_if_finite`` skips the step of all leaves instead, and lets the
+        gradient through after a number of bad ones in a row.)
+      - No communication on any sharding but a scalar a leaf for ``skip_nonfinite``.
 
     Args:
       b1: :math:`\beta_1` in ``(0, 1)``.
@@ -74,6 +80,7 @@ def scale_by_lion(
       cautious: entries whose update does not point the gradient's way,
         :math:`u g \le 0`, get 0; the rest are not rescaled. An entry without a
         gradient then rests, which also stops the drift of rare embedding rows.
+      skip_nonfinite: whether to test gradients, which reads them once more.
 
     Returns:
       A transformation whose state is a :class:`LionState`.
@@ -104,7 +111,7 @@ def scale_by_lion(
       divides by the mean of the mask).
     """
     checks.open_fraction(b1=b1, b2=b2)
-    checks.flag(cautious=cautious)
+    checks.flag(cautious=cautious, skip_nonfinite=skip_nonfinite)
     mu_dtype = checks.float_dtype(mu_dtype=mu_dtype)
     rule = SignRule(exponent, dead_zone)
 
@@ -124,7 +131,7 @@ def scale_by_lion(
         del params, extra_args
         update_checks.state_of(LionState, state, by="scale_by_lion")
         betas, how = (b1, b2, 1 - b2, b2 - b1), rule.at(state.step)
-        leaf = lambda g, m: _lion(g, m, betas, how, cautious)
+        leaf = lambda g, m: _lion(g, m, betas, how, cautious, skip_nonfinite)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_lion")
         step = state.step
         if step is not None:
@@ -136,14 +143,17 @@ def scale_by_lion(
 
 # Jitted, so that leaves of one shape share one trace, and eager steps round like
 # compiled ones.
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _lion(
-    grad: jax.Array, mu: jax.Array, betas: Any, how: Any, cautious: bool
+    grad: jax.Array, mu: jax.Array, betas: Any, how: Any, cautious: bool, skip: bool
 ) -> tuple[jax.Array, jax.Array]:
     wide = np.promote_types(grad.dtype, np.float32)
     b1, b2, share, gap = (jnp.asarray(x, wide) for x in betas)
     g = grad.astype(wide)
     new = share * g + b2 * mu.astype(wide)
+    good = all_finite(grad) if skip else None
+    if good is not None:
+        new = jnp.where(good, new, mu.astype(wide))
     # An infinite gradient decides alone; by the sum it would be a NaN for b1 >= b2.
     interpolated = jnp.where(jnp.isinf(g), g, b1 * new + gap * g)
     if how != (None, None):  # a sign alone needs no scale
@@ -151,4 +161,6 @@ def _lion(
     u = relaxed_sign(interpolated, how)
     if cautious:
         u = jnp.where(u * g > 0, u, jnp.zeros((), wide))
+    if good is not None:
+        u = jnp.where(good, u, jnp.zeros((), wide))
     return u.astype(grad.dtype), new.astype(mu.dtype)

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from .._core import checks, update_checks
-from .._core.build import transformation
-from .._core.finite import all_finite
-from .._core.selectors import Selector, matches
+from .._core import checks
+from .._core.nonfinite import shrinking
+from .._core.selectors import Selector
 
 
 def shrink_nonfinite(
@@ -27,11 +23,16 @@ def shrink_nonfinite(
         \theta \leftarrow c + s (\theta - c),
 
     whatever ``inner`` says; the others take ``inner``'s update. The thought is
-    that weights which overflow are too large. ``inner`` still sees the gradient, and
-    must look after its own state, as :func:`scale_by_tiger` does.
+    that weights which overflow are too large. ``inner`` sees a gradient of zeros there,
+    so that norms over all leaves stay finite too. (``optax.apply_if_finite`` skips the
+    step of all leaves instead, counts included, and lets the gradient through after a
+    number of bad ones in a row.)
 
     Guarantees:
       - Where all gradients are finite, updates and state are ``inner``'s.
+      - What ``inner`` holds for such a leaf stays as it is, bit for bit, so far as
+        ``optax.tree.map_params`` finds it; step counts go on. Sums of ``optax.
+        MultiSteps`` pass over that call, and are lost if it ends the window.
       - No communication on any sharding but a scalar a leaf.
 
     Args:
@@ -65,49 +66,4 @@ def shrink_nonfinite(
       bojone/tiger, ``shrink_ratio``).
     """
     checks.optimizer(inner=inner)
-    checks.open_fraction(shrink=shrink)
-    inner = optax.with_extra_args_support(inner)
-
-    def init(params: optax.Params) -> optax.OptState:
-        checks.inexact_leaves(params, by="shrink_nonfinite")
-        _centres(params, to_one)
-        return inner.init(params)
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        params = update_checks.given(params, by="shrink_nonfinite")
-        checks.inexact_leaves(updates, by="shrink_nonfinite")
-        update_checks.same_shapes(updates, params, by="shrink_nonfinite", name="params")
-        proposed, state = inner.update(updates, state, params, **extra_args)
-        leaves, layout = jax.tree.flatten(proposed)
-        out = [
-            jnp.where(all_finite(g), u, _toward(p, centre, shrink, jnp.result_type(u)))
-            for g, u, p, centre in zip(
-                jax.tree.leaves(updates),
-                leaves,
-                jax.tree.leaves(params),
-                _centres(params, to_one),
-                strict=True,
-            )
-        ]
-        return jax.tree.unflatten(layout, out), state
-
-    return transformation(init, update)
-
-
-def _centres(params: optax.Params, to_one: Selector | None) -> list[int]:
-    if to_one is None:
-        return [0] * len(jax.tree.leaves(params))
-    return [int(one) for one in matches(params, to_one, name="to_one")]
-
-
-def _toward(param: Any, centre: int, shrink: Any, dtype: Any) -> jax.Array:
-    """The update that shrinks a leaf."""
-    param = jnp.asarray(param)
-    wide = np.promote_types(param.dtype, np.float32)
-    offset = param.astype(wide) - jnp.asarray(centre, wide)
-    return (jnp.asarray(shrink - 1, wide) * offset).astype(dtype)
+    return shrinking(inner, shrink, {"to_one": to_one}, by="shrink_nonfinite")

@@ -13,26 +13,30 @@ from .._core.build import transformation
 from .._core.finite import all_finite
 from .._core.leaf_rules import over_leaves
 from .._core.signs import SignRule, relaxed_sign
+from .._core.windows import counts_calls, first_call, next_call
 
 
+@counts_calls()
 class TigerState(NamedTuple):
     """State of :func:`scale_by_tiger`.
 
     Attributes:
       mu: the momentum, laid out like the parameters.
-      step: int32 scalar, the number of earlier updates (when that is full, of a
-        window that comes again and again); ``None`` with ``accumulate_steps=1`` and
-        an exponent that is no schedule.
+      call: int32 scalar, the number of earlier calls in this window; ``None`` with
+        ``accumulate_steps=1``.
+      step: int32 scalar, the number of earlier windows; ``None`` unless the exponent
+        is a schedule.
     """
 
     mu: optax.Updates
+    call: jax.Array | None
     step: jax.Array | None
 
 
 def scale_by_tiger(
     beta: Any = 0.965,
     *,
-    accumulate_steps: int = 1,
+    accumulate_steps: int | None = None,
     mu_dtype: Any = None,
     exponent: optax.ScalarOrSchedule = 0.0,
     dead_zone: Any = 0.0,
@@ -65,7 +69,8 @@ def scale_by_tiger(
     Args:
       beta: :math:`\beta` in ``(0, 1)``; 0.945 for vision and 0.965 for language are
         recommended.
-      accumulate_steps: :math:`k`, at least 1.
+      accumulate_steps: :math:`k`, at least 1; ``None`` is 1. List it in
+        ``static_args`` under ``optax.inject_hyperparams``.
       mu_dtype: floating dtype of the momentum; ``None`` takes each leaf's own. List
         it in ``static_args`` under ``optax.inject_hyperparams``. Inside a window a
         narrow momentum is rounded at every call.
@@ -100,19 +105,18 @@ def scale_by_tiger(
       bojone/tiger, which tests for NaN only).
     """
     checks.open_fraction(beta=beta)
-    checks.positive_int(accumulate_steps=accumulate_steps)
+    k = 1 if accumulate_steps is None else accumulate_steps
+    checks.positive_int(accumulate_steps=k)
     checks.flag(skip_nonfinite=skip_nonfinite)
     mu_dtype = checks.float_dtype(mu_dtype=mu_dtype)
-    rule, k = SignRule(exponent, dead_zone), accumulate_steps
-    counts = k > 1 or rule.scheduled
-    # After the last window that int32 can number, that one comes again.
-    last = np.int32((2**31 - 1) // k * k - 1)
+    rule = SignRule(exponent, dead_zone)
 
     def init(params: optax.Params) -> TigerState:
         checks.inexact_leaves(params, by="scale_by_tiger", allow_complex=False)
         return TigerState(
             mu=optax.tree.zeros_like(params, dtype=mu_dtype),
-            step=jnp.zeros((), jnp.int32) if counts else None,
+            call=first_call(k),
+            step=jnp.zeros((), jnp.int32) if rule.scheduled else None,
         )
 
     def update(
@@ -123,13 +127,17 @@ def scale_by_tiger(
     ) -> tuple[optax.Updates, TigerState]:
         del params, extra_args
         update_checks.state_of(TigerState, state, by="scale_by_tiger")
-        step = jnp.zeros((), jnp.int32) if state.step is None else state.step
-        place = (step % np.int32(k), k - 1) if k > 1 else None
-        betas, how = (beta, (1 - beta) / k), rule.at(step // np.int32(k))
+        place, call, step = None, state.call, state.step
+        betas, how = (beta, (1 - beta) / k), rule.at(step)
+        if call is not None:
+            ends, after = next_call(call, k)
+            place, call = (call == 0, ends), after
         leaf = lambda g, m: _tiger(g, m, betas, how, place, skip_nonfinite)
         updates, mu = over_leaves(leaf, updates, state.mu, by="scale_by_tiger")
-        after = jnp.where(step < last, step + np.int32(1), last + np.int32(1 - k))
-        return updates, TigerState(mu=mu, step=after if counts else None)
+        if step is not None:
+            more = jnp.asarray(optax.safe_increment(step))
+            step = more if place is None else jnp.where(place[1], more, step)
+        return updates, TigerState(mu=mu, call=call, step=step)
 
     return transformation(init, update)
 
@@ -144,8 +152,8 @@ def _tiger(
     decay, share = (jnp.asarray(x, wide) for x in betas)
     passes = None
     if place is not None:
-        now, last = place
-        decay, passes = jnp.where(now == 0, decay, jnp.ones((), wide)), now == last
+        begins, passes = place
+        decay = jnp.where(begins, decay, jnp.ones((), wide))
     old = mu.astype(wide)
     new = decay * old + share * grad.astype(wide)
     if skip:

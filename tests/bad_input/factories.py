@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 import optaxtricks
 from tests.bad_input.rows import (
@@ -77,6 +78,12 @@ FACTORIES: dict[str, Entry] = {
             *LEARNING_RATE,
             *DECAY,
             Row("mask", ["emb", 1, {"emb": 0.5}], TypeError, "mask must be None"),
+            Row(
+                "mask",
+                [True, np.False_, jnp.asarray(True)],
+                TypeError,
+                "alone. Under optax.i",
+            ),
         ],
     ),
     **factory("scale_by_tiger", {}, [*TIGER, flag("skip_nonfinite")]),
@@ -94,7 +101,7 @@ FACTORIES: dict[str, Entry] = {
             Row("shrink", ENDS, ValueError, rf"shrink must lie in {OPEN}"),
             *selector("embeddings"),
             *selector("vectors"),
-            *selector("shrink_to_one", "to_one"),
+            *selector("shrink_to_one"),
             Row("embeddings", ["^b$"], ValueError, r"'\^b\$' choose no matrix"),
         ],
     ),
@@ -217,7 +224,7 @@ FACTORIES |= {
         [
             *rate("decay", OUTSIDE_0_1, r"lie in \[0, 1\]"),
             flag("debias"),
-            *whole("every", none=False),
+            *whole("every", optional=True),
             Row("every", [jnp.ones((), int)], TypeError, r'static_args=\("every",\)'),
             Row("dtype", [jnp.ones(())], TypeError, r'static_args=\("dtype",\)'),
             Row("dtype", NOT_A_DTYPE, TypeError, "dtype must be a dtype"),

@@ -95,9 +95,8 @@ def option(name: str) -> Row:
     return Row(name, wrong, ValueError, f"{name} must be one of")
 
 
-def whole(name: str, *, none: bool = True) -> list[Row]:
-    """Rows of an argument that is a number of things; `none` says that None is bad."""
-    wrong = [value for value in NOT_AN_INT if none or value is not None]
+def whole(name: str, *, optional: bool = False) -> list[Row]:
+    wrong = [value for value in NOT_AN_INT if not optional or value is not None]
     return [
         Row(name, wrong, TypeError, f"{name} must be an int"),
         Row(name, [0, -1, np.int64(-3)], ValueError, f"{name} must be at least 1"),
@@ -170,8 +169,9 @@ RELAXED = [
 OPEN = r"\(0, 1\)"
 ENDS = [0.0, 1.0, *OUTSIDE_0_1]
 LION = [*number("b1", ENDS, OPEN), *number("b2", ENDS, OPEN), *MU_DTYPE, *RELAXED]
-LION += [flag("cautious")]
-TIGER = [*number("beta", ENDS, OPEN), *whole("accumulate_steps"), *MU_DTYPE, *RELAXED]
+LION += [flag("cautious"), flag("skip_nonfinite")]
+TIGER = [*number("beta", ENDS, OPEN), *MU_DTYPE, *RELAXED]
+TIGER += whole("accumulate_steps", optional=True)
 LEARNING_RATE = size("learning_rate", schedule=True)
 DECAY = size("weight_decay", schedule=True)
 DROPOUT = [*KEEP_RATE, *KEY, flag("rescale"), option("granularity")]

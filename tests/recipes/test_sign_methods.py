@@ -165,7 +165,7 @@ def test_without_shrinking_nan_comes_through():
         ({"rms_floor": -1.0}, "floor must be at least 0"),
         ({"embeddings": "x"}, "embeddings 'x' matches no leaf"),
         ({"embeddings": "b"}, "embeddings 'b' choose no matrix"),
-        ({"shrink_to_one": "x"}, "to_one 'x' matches no leaf"),
+        ({"shrink_to_one": "x"}, "^shrink_to_one 'x' matches no leaf"),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ from tests.problems import (
     applied,
     assert_same,
     gradients,
+    layout,
     small_tree,
     temp_bytes_of_step,
     values,
@@ -213,3 +214,53 @@ def test_updates_of_another_tree_are_an_error():
     tx = ot.scale_by_lion()
     with pytest.raises(ValueError, match="initialised for 1 leaves but got updates"):
         tx.update({"a": jnp.ones(2), "b": jnp.ones(2)}, tx.init({"a": jnp.ones(2)}))
+
+
+BAD = {"a": jnp.asarray([1.0, jnp.nan]), "b": jnp.asarray([[1.0, -2.0]])}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_leaf_that_is_not_finite_rests(bad, dtype):
+    at = {"a": jnp.asarray([2.0, -4.0], dtype), "b": jnp.ones((1, 2), dtype)}
+    grads = jax.tree.map(lambda x: x.astype(dtype), BAD)
+    grads["a"] = grads["a"].at[1].set(bad)
+    for make in (
+        lambda skip: ot.scale_by_lion(skip_nonfinite=skip),
+        lambda skip: ot.lion(0.1, weight_decay=0.5, skip_nonfinite=skip),
+    ):
+        tx, plain = make(True), make(False)
+        _, state = tx.update(at, tx.init(at), at)
+        updates, after = jax.jit(tx.update)(grads, state, at)
+        want, others = jax.jit(plain.update)(grads, state, at)
+        mu = lambda state: optax.tree.get(state, "mu")
+        assert_same(mu(after)["a"], mu(state)["a"])
+        assert not updates["a"].any()
+        assert_same(updates["b"], want["b"])
+        assert_same(mu(after)["b"], mu(others)["b"])
+
+
+def test_finite_gradients_are_not_skipped():
+    at = small_tree()
+    grads = [gradients(at, seed) for seed in range(3)]
+    tx, plain = ot.lion(0.1, skip_nonfinite=True), ot.lion(0.1)
+    state, other = tx.init(at), plain.init(at)
+    assert layout(state) == layout(other)
+    for grad in grads:
+        updates, state = jax.jit(tx.update)(grad, state, at)
+        want, other = jax.jit(plain.update)(grad, other, at)
+        assert_same((updates, state), (want, other))
+
+
+def test_the_flag_costs_nothing_when_off():
+    at = {"w": jnp.ones((512, 512))}
+
+    def reads(tx):
+        step = jax.jit(lambda g, s, p: tx.update(g, s, p), donate_argnums=1)
+        compiled: Any = step.lower(at, tx.init(at), at).compile()
+        return compiled.cost_analysis()["bytes accessed"]
+
+    assert reads(ot.lion(0.1, skip_nonfinite=False)) == reads(ot.lion(0.1))
+    assert reads(ot.lion(0.1)) < reads(ot.lion(0.1, skip_nonfinite=True))
+    for skip in False, True:
+        assert temp_bytes_of_step(ot.lion(0.1, skip_nonfinite=skip), at, at) < 16_384

@@ -75,7 +75,18 @@ def test_exponents_follow_the_window():
     tx = ot.scale_by_tiger(0.5, accumulate_steps=2, exponent=schedule)
     out, states = run(tx, [jnp.full(1, 8.0)] * 4)
     assert [float(u[0]) for u in out] == [0.0, 4.0, 0.0, 1.0]
-    assert int(states[-1].step) == 4
+    assert (int(states[-1].step), int(states[-1].call)) == (2, 0)
+
+
+def test_the_state_counts_only_what_it_needs():
+    schedule = lambda window: 0.5
+    counted = lambda **options: [
+        x is not None for x in ot.scale_by_tiger(**options).init(jnp.ones(2))[1:]
+    ]
+    assert counted() == [False, False]
+    assert counted(accumulate_steps=2) == [True, False]
+    assert counted(exponent=schedule) == [False, True]
+    assert counted(accumulate_steps=2, exponent=schedule) == [True, True]
 
 
 def test_the_relaxed_sign_of_vector_t11():
@@ -115,14 +126,14 @@ def test_windows_go_on_when_their_number_cannot(k):
     schedule = lambda window: jnp.where(window > 2**20, 1.0, 0.0)
     tx = ot.scale_by_tiger(0.5, accumulate_steps=k, exponent=schedule)
     state = tx.init(jnp.ones(1))
-    state = state._replace(step=jnp.asarray((2**31 - 1) // k * k - k, jnp.int32))
+    state = ot.TigerState(mu=state.mu, call=state.call, step=jnp.int32(2**31 - 2))
     acted, numbers = [], []
     for _ in range(2 * k + 1):
         numbers.append(int(state.step))
         updates, state = tx.update(jnp.ones(1), state)
         acted.append(bool(updates.any()))
     assert acted == [i % k == k - 1 for i in range(2 * k + 1)]
-    assert numbers[:k] == numbers[k : 2 * k] and numbers[k - 1] < 2**31 - 1
+    assert numbers == [2**31 - 2] * k + [2**31 - 1] * (k + 1)
 
 
 def test_without_the_test_nan_stays():
