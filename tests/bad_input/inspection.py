@@ -70,6 +70,14 @@ INSPECTION: dict[str, Entry] = {
             Row("table", [jnp.ones((0, 3))], ValueError, "table must have rows"),
         ],
     ),
+    "averaged_params": Entry(
+        ot.averaged_params,
+        {"params": params(), "opt_state": ot.ema_params(0.5).init(params())},
+        [
+            Row("params", [{}, {"b": 1.0}], ValueError, "params does not have"),
+            Row("opt_state", [None, {}, 3], ValueError, "has no average"),
+        ],
+    ),
     "metrics": Entry(
         ot.metrics,
         {"opt_state": ot.monitor_groups("all").init(params())},

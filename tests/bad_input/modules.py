@@ -145,7 +145,17 @@ RUNGS = [
     Row("param_dtype", [None, 3, object()], TypeError, "param_dtype must be a dtype"),
     Row("param_dtype", [int, bool], ValueError, "be a floating dtype"),
 ]
+AVERAGING = nnx.Optimizer(SIDE_MODEL, ot.ema_params(0.5), wrt=nnx.Param)
+PLAIN = nnx.Optimizer(SIDE_MODEL, ot.scale_by_lion(), wrt=nnx.Param)
 MODULES |= {
+    "averaged": Entry(
+        lambda **how: ot.nn.averaged(**how).__enter__(),
+        {"model": SIDE_MODEL, "optimizer": AVERAGING},
+        [
+            Row("optimizer", [None, 3], TypeError, "must be an nnx.Optimizer"),
+            Row("optimizer", [PLAIN], ValueError, "opt_state has no average"),
+        ],
+    ),
     "side_filter": Entry(
         ot.nn.side_filter,
         {"model": SIDE_MODEL, "side": "side"},
