@@ -66,7 +66,9 @@ def gradient_dropout(
     momentum while they are masked; :func:`update_dropout` stops them. Under SGD the
     variance of a gradient of mean :math:`\mu` and variance :math:`\sigma^2` becomes
     :math:`\sigma^2 + \frac{1 - p}{p} (\mu^2 + \sigma^2)`. Under Adam the mean update
-    shrinks by :math:`\sqrt p` and its variance does not fall.
+    shrinks by :math:`\sqrt p` and its variance does not fall. On float16 parameters
+    Adam's ``eps`` of 1e-8 is 0, and an entry dropped from the first step on comes to
+    0 / 0: give it ``eps=1e-4``.
 
     Guarantees:
       - Structure, shapes and dtypes are kept; float16 and bfloat16 are rescaled
@@ -95,7 +97,8 @@ def gradient_dropout(
         NaN.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
         dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
-        in ``static_args``.
+        in ``static_args``, and for narrow parameters give that
+        ``hyperparam_dtype=jnp.float32``, or the rate may become 1.
       rescale: multiply survivors by 1 / ``keep_rate``; Gaussian noise has mean 1
         anyhow.
       granularity: ``"element"``; ``"row"``, one draw per index of axis 0 (a scalar
@@ -160,7 +163,8 @@ def update_dropout(
         :func:`gradient_dropout` for its limits.
       key: int in ``[0, 2**64)``, typed PRNG key, or legacy uint32 key. Give every
         dropout of a chain its own. Under ``optax.inject_hyperparams`` list ``key``
-        in ``static_args``.
+        in ``static_args``, and for narrow parameters give that
+        ``hyperparam_dtype=jnp.float32``, or the rate may become 1.
       rescale: multiply survivors by 1 / ``keep_rate``.
       granularity: ``"element"``, ``"row"`` or ``"leaf"``.
       distribution: ``"bernoulli"`` or ``"gaussian"``.
