@@ -49,6 +49,9 @@ def child_tuning_d(
     :func:`keep_entries`; ``inner`` sees ``optax.MaskedNode`` in place of one that is no
     float.
 
+    With ``decay_frozen=True`` on float16 parameters, give Adam ``eps=1e-4``: its 1e-8
+    is 0 there, and an entry that is not trained comes to 0 / 0.
+
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
       mask: which entries are trained, as :func:`keep_entries` takes it, so that bools
@@ -128,6 +131,8 @@ def child_tuning_f(
 
     The chain is, in order: :func:`gradient_dropout` with rescaling, and ``inner``.
     Momentum goes on moving entries while they are masked, as in the published code.
+    On float16 parameters give Adam ``eps=1e-4``: its 1e-8 is 0 there, and an entry
+    masked from the first step on comes to 0 / 0.
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.

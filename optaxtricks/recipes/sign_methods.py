@@ -53,9 +53,10 @@ def lion(
       b1: weight of the momentum in the direction, in ``(0, 1)``.
       b2: decay of the momentum, in ``(0, 1)``.
       mu_dtype: dtype of the momentum; ``None`` takes each parameter's own. List it in
-        ``static_args`` under ``optax.inject_hyperparams``.
+        ``static_args`` under ``optax.inject_hyperparams``, and for narrow parameters
+        give that ``hyperparam_dtype=jnp.float32``, or decays become 1.
       weight_decay: :math:`\lambda`, decoupled, multiplied by the learning rate.
-      mask: which leaves decay, as in ``optax.add_decayed_weights``.
+      mask: which leaves decay, as in ``optax.add_decayed_weights``; static likewise.
       exponent: see :func:`scale_by_lion`.
       dead_zone: see :func:`scale_by_lion`.
       cautious: see :func:`scale_by_lion`.
@@ -164,7 +165,8 @@ def tiger(
       shrink_to_one: a selector of leaves that shrink toward 1, such as the scales of
         normalisation layers; the others shrink toward 0.
       mu_dtype: dtype of the momentum; ``None`` takes each parameter's own. List it in
-        ``static_args`` under ``optax.inject_hyperparams``.
+        ``static_args`` under ``optax.inject_hyperparams``, and for narrow parameters
+        give that ``hyperparam_dtype=jnp.float32``, or decays become 1.
       exponent: see :func:`scale_by_tiger`.
       dead_zone: see :func:`scale_by_tiger`.
 

@@ -64,6 +64,9 @@ def keep_entries(
     leaves. In the state it takes one bit for each entry of the array, unpacked in the
     optimizer's own loop: layers cost ``ceil(L / 8)`` bytes.
 
+    Ahead of Adam on float16 parameters its ``eps`` of 1e-8 is 0, and an entry that is
+    not kept comes to 0 / 0: give it ``eps=1e-4``.
+
     Guarantees:
       - Entries that are not kept get -0.0, also where the update is NaN. That is the
         one value whose addition leaves every float as it is, bit for bit (but for

@@ -72,7 +72,8 @@ def scale_by_lion(
       b2: :math:`\beta_2` in ``(0, 1)``; recovering :math:`c_t` loses a factor
         :math:`1 / \beta_2` in precision, so below 0.1 or so signs near zero are noisy.
       mu_dtype: floating dtype of the momentum; ``None`` takes each leaf's own. List
-        it in ``static_args`` under ``optax.inject_hyperparams``.
+        it in ``static_args`` under ``optax.inject_hyperparams``, and for narrow
+        parameters give that ``hyperparam_dtype=jnp.float32``, or decays become 1.
       exponent: :math:`e` in ``[0, 1]``, or a schedule of the step: the update is
         :math:`\operatorname{sign}(c)|c|^e`, so 0 is Lion and 1 momentum SGD
         (Powerball). For :math:`e > 0` the scale of the gradient matters.

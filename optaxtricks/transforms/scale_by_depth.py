@@ -79,7 +79,8 @@ def scale_by_depth(
     Args:
       decay: the ratio of rates of neighbouring layers, in ``(0, 1]``. It may be
         traced, as by ``optax.inject_hyperparams``, where ``layers`` and selectors that
-        are predicates go to ``static_args``.
+        are predicates go to ``static_args``, and narrow parameters need
+        ``hyperparam_dtype=jnp.float32``, or it may become 1.
       layers: a pattern searched in paths, whose group 1 is the number of the layer,
         from 0; it finds ``layers/3`` and ``layers_3`` unless told otherwise.
       stacked: the leaves that are stacks of layers: a selector (see :func:`select`),

@@ -26,13 +26,14 @@ def shrink_nonfinite(
     that weights which overflow are too large. ``inner`` sees a gradient of zeros there,
     so that norms over all leaves stay finite too. (``optax.apply_if_finite`` skips the
     step of all leaves instead, counts included, and lets the gradient through after a
-    number of bad ones in a row.)
+    number of bad ones in a row.) On a CPU this takes a copy of a momentum that the
+    update is read from; :func:`tiger`, which skips in its own pass, needs none.
 
     Guarantees:
       - Where all gradients are finite, updates and state are ``inner``'s.
       - What ``inner`` holds for such a leaf stays as it is, bit for bit, so far as
-        ``optax.tree.map_params`` finds it; step counts go on. Sums of ``optax.
-        MultiSteps`` pass over that call, and are lost if it ends the window.
+        ``optax.tree.map_params`` finds it; step counts go on. Sums of
+        ``optax.MultiSteps`` pass over that call, and are lost if it ends the window.
       - No communication on any sharding but a scalar a leaf.
 
     Args:

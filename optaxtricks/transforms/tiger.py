@@ -70,7 +70,8 @@ def scale_by_tiger(
       beta: :math:`\beta` in ``(0, 1)``; 0.945 for vision and 0.965 for language are
         recommended.
       accumulate_steps: :math:`k`, at least 1; ``None`` is 1. List it in
-        ``static_args`` under ``optax.inject_hyperparams``.
+        ``static_args`` under ``optax.inject_hyperparams``, and for narrow parameters
+        give that ``hyperparam_dtype=jnp.float32``, or ``beta`` may become 1.
       mu_dtype: floating dtype of the momentum; ``None`` takes each leaf's own. List
         it in ``static_args`` under ``optax.inject_hyperparams``. Inside a window a
         narrow momentum is rounded at every call.

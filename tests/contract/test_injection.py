@@ -35,7 +35,9 @@ def needed(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     arguments = {key: value for key, value in good.items() if key in bare}
     if name == "scale_by_depth":  # one of two ways to name layers
         arguments["stacked"] = good["stacked"]
-    return arguments, tuple(key for key in arguments if key in STRUCTURAL)
+    plain = [key for key in STRUCTURAL if key in signature]
+    whole = [key for key in plain if isinstance(signature[key].default, int)]
+    return arguments, tuple(key for key in plain if key in [*arguments, *whole])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,6 +133,7 @@ def test_a_decay_that_became_one_names_the_cure(
     more = {"inner": ot.scale_by_lion()} if "inner" in signature else {}
     more |= {"key": 0} if "key" in signature else {}
     at = tree("bfloat16")
+    more |= {"every": 1} if "every" in signature else {}
     make: Any = optax.inject_hyperparams(factory, tuple(more))
     with pytest.raises(
         ValueError, match=rf"{name} is 1.0 as a bfloat16.*hyperparam_dtype=jnp.float32"
