@@ -44,6 +44,7 @@ class Case:
       param_shaped: what the state holds for a parameter has the parameter's shape.
       ulps: how far compiled and eager arithmetic may differ.
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
+      by_structure: a part of it, Optax's own, wants the containers of `init` again.
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
     """
@@ -61,6 +62,7 @@ class Case:
     param_shaped: bool = True
     ulps: int = 0
     promotion: str = "strict"
+    by_structure: bool = False
     slow: bool = False
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -407,5 +409,6 @@ CASES: dict[str, Case] = {
         dtypes=REAL_DTYPES,
         ulps=4,
         promotion="standard",
+        by_structure=True,
     ),
 }

@@ -289,5 +289,6 @@ def mixed_sign(
         names = ["adam" if is_table else "sign" for is_table in chosen]
         return jax.tree.unflatten(flatten(tree)[1], names)
 
+    adam = update_checks.beside_moments(adam, by="mixed_sign")
     both = optax.partition({"adam": adam, "sign": method}, labels)
     return update_checks.with_params(both, by="mixed_sign")

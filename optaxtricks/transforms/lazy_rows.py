@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
+from .._core.alignment import params_like
 from .._core.build import transformation
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
@@ -127,7 +128,7 @@ def lazy_rows(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
-            update_checks.same_shapes(updates, params, by="lazy_rows", name="params")
+            params = params_like(params, updates, by="lazy_rows")
         rows = {} if active_rows is None else active_rows
         views = _views(updates, tables, moments, rows)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)

@@ -79,9 +79,8 @@ def shrink_nonfinite(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        params = update_checks.given(params, by="shrink_nonfinite")
         checks.inexact_leaves(updates, by="shrink_nonfinite")
-        update_checks.same_shapes(updates, params, by="shrink_nonfinite", name="params")
+        params = update_checks.given(params, updates, by="shrink_nonfinite")
         proposed, state = inner.update(updates, state, params, **extra_args)
         leaves, layout = jax.tree.flatten(proposed)
         out = [
