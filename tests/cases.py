@@ -46,6 +46,7 @@ class Case:
       promotion: JAX's dtype promotion; Optax's own Adam needs "standard".
       widens: updates of bfloat16 and float16 leaves come out as float32; of all others,
         here and elsewhere, they keep their dtype.
+      by_structure: a part of it, Optax's own, wants the containers of `init` again.
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
       abstract_init: `init` takes parameters that are `jax.ShapeDtypeStruct`.
@@ -65,6 +66,7 @@ class Case:
     ulps: int = 0
     promotion: str = "strict"
     widens: bool = False
+    by_structure: bool = False
     slow: bool = False
     abstract_init: bool = True
 
@@ -443,5 +445,6 @@ CASES: dict[str, Case] = {
         dtypes=REAL_DTYPES,
         ulps=4,
         promotion="standard",
+        by_structure=True,
     ),
 }

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import optax
 
-from .paths import OneLeaf, leaves_with_paths
+from .paths import OneLeaf, flatten, leaves_with_paths
 
 S = TypeVar("S")
 
@@ -56,13 +56,18 @@ def _of_arrays(update: Update[S]) -> Update[S]:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, S]:
-        for path, leaf in leaves_with_paths(updates):
-            if isinstance(leaf, OneLeaf):
-                raise TypeError(
-                    f"the gradient at {path!r} is a {type(leaf).__name__}, which only "
-                    "lazy_rows takes: put this transformation inside lazy_rows, or let "
-                    "optax.partition keep it from that leaf."
-                )
+        if any(isinstance(leaf, OneLeaf) for leaf in flatten(updates)[0]):
+            _refuse(updates)
         return update(updates, state, params, **extra_args)
 
     return checked
+
+
+def _refuse(updates: Any) -> None:
+    named = leaves_with_paths(updates)
+    path, leaf = next(one for one in named if isinstance(one[1], OneLeaf))
+    raise TypeError(
+        f"the gradient at {path!r} is a {type(leaf).__name__}, which only lazy_rows "
+        "takes: put this transformation inside lazy_rows, or let optax.partition keep "
+        "it from that leaf."
+    )

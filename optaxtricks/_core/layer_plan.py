@@ -62,6 +62,7 @@ class LayerPlan:
         self._stacks = [None if at is None else at.group for at in self._places]
         flow = LayerFlow(self._paths, self._stacks, self._first, step)
         flow.check(leaves_with_paths(state))
+        self._names = [path for path, _ in leaves_with_paths(state)]
         self._check_twins(one)
         numbers_of = {path: number for number, path in enumerate(self._paths)}
         belongs = owners(inner, state, jax.tree.unflatten(self._layout, one))
@@ -104,9 +105,11 @@ class LayerPlan:
     ) -> tuple[Any, Any]:
         """`inner.update` of all layers. Extra arguments are the same for all."""
         trees = updates, state, params
-        self._check_state(state)
+        order = self._order_of(state)
+        self._check_state(state, order)
         layouts = [jax.tree.structure(tree) for tree in trees]
-        places = self._arrays_of(updates), self._state, self._arrays_of(params)
+        held = [self._state[i] for i in order]
+        places = self._arrays_of(updates), held, self._arrays_of(params)
         lists = [
             list(map(Value, jax.tree.leaves(tree), where))
             for tree, where in zip(trees, places, strict=True)
@@ -116,7 +119,7 @@ class LayerPlan:
         step = self._traced_update(layouts, one, extra_args)
         self._check_step(step, one, leaves_with_paths(state), bool(extra_args))
         values = [value for row in lists for value in row]
-        out = self._run(step, values, [*places[0], *self._state])
+        out = self._run(step, values, [*places[0], *held])
         count = len(places[0])
         return jax.tree.unflatten(layouts[0], out[:count]), jax.tree.unflatten(
             layouts[1], out[count:]
@@ -181,7 +184,15 @@ class LayerPlan:
             found += [at] * len(jax.tree.leaves(leaf))
         return found
 
-    def _check_state(self, state: Any) -> None:
+    def _order_of(self, state: Any) -> list[int]:
+        """The numbers of the parts of a state, which may be in other containers."""
+        names = [path for path, _ in leaves_with_paths(state)]
+        numbers = {path: i for i, path in enumerate(self._names)}
+        if len(names) != len(numbers) or set(names) != set(numbers):
+            return list(range(len(self._names)))
+        return [numbers[path] for path in names]
+
+    def _check_state(self, state: Any, order: list[int]) -> None:
         parts = leaves_with_paths(state)
         shapes = [np.shape(part) for _, part in parts]
         if len(shapes) != len(self._shapes):
@@ -190,8 +201,8 @@ class LayerPlan:
                 f"makes it, got {type(state).__name__} of {len(shapes)}; update takes "
                 "(updates, state, params)."
             )
-        for (path, _), have, want in zip(parts, shapes, self._shapes, strict=True):
-            if have != want:
+        for (path, _), have, i in zip(parts, shapes, order, strict=True):
+            if have != (want := self._shapes[i]):
                 raise ValueError(
                     f"per_layer got a state for other stacks: at {path!r} it has shape "
                     f"{have}, expected {want}."

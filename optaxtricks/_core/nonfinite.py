@@ -44,9 +44,8 @@ def shrinking(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        params = update_checks.given(params, by=by)
         checks.inexact_leaves(updates, by=by)
-        update_checks.same_shapes(updates, params, by=by, name="params")
+        params = update_checks.given(params, updates, by=by)
         good = jax.tree.map(all_finite, updates)
         seen = updates if skips else jax.tree.map(_or_zeros, good, updates)
         proposed, after = inner.update(seen, state, params, **extra_args)

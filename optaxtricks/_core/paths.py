@@ -22,9 +22,7 @@ def nodes_with_paths(tree: Any) -> list[tuple[str, Any]]:
     (as `nnx.Optimizer` passes to `init`) and plain arrays (as it passes to `update`)
     the same path.
     """
-    found = jax.tree.leaves_with_path(
-        tree, is_leaf=lambda node: is_hole(node) or isinstance(node, OneLeaf)
-    )
+    found = jax.tree.leaves_with_path(tree, is_leaf=is_node)
     steps = [(keys[:i], key) for keys, _ in found for i, key in enumerate(keys)]
     boxes = {parent for parent, key in steps if key == _VALUE}
     if boxes:
@@ -56,9 +54,23 @@ def is_hole(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
+def is_node(node: Any) -> bool:
+    """Whether a node is one leaf or stands where one was taken out."""
+    return is_hole(node) or isinstance(node, OneLeaf)
+
+
 def holes(tree: Any) -> list[str]:
     """Paths at which `optax.masked`, `optax.partition` or a split took a leaf out."""
     return [path for path, node in nodes_with_paths(tree) if is_hole(node)]
+
+
+def path_order(tree: Any) -> list[int]:
+    """The numbers of the leaves of `tree`, in the order of their paths as strings.
+
+    That is one order for all containers, for parts of a state that have no names.
+    """
+    paths = [path for path, _ in leaves_with_paths(tree)]
+    return sorted(range(len(paths)), key=paths.__getitem__)
 
 
 def table_of(entries: Sequence[tuple[str, T]], *, name: str) -> dict[str, T]:

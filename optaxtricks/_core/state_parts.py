@@ -36,6 +36,30 @@ def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[An
     as inside some wrappers, the ends of their paths say the latter: the longest
     parameter path that a leaf's path ends in.
     """
+    found = _owners(tx, state, params)
+    return [None] * len(jax.tree.leaves(state)) if found is None else found
+
+
+def beside_params(
+    tx: optax.GradientTransformation, state: Any, tree: Any, *, rest: Any, by: str
+) -> Any:
+    """For every part of a state of `tx`, the entry of `tree` for the leaf it is of.
+
+    Parts that belong to no leaf get `rest`.
+    """
+    found = _owners(tx, state, tree)
+    if found is None:
+        raise TypeError(
+            f"{by} needs a state as its init makes it, got "
+            f"{type(state).__name__}; update takes (updates, state, params)."
+        )
+    table = dict(leaves_with_paths(tree))
+    beside = [rest if owner is None else table[owner] for owner in found]
+    return jax.tree.unflatten(jax.tree.structure(state), beside)
+
+
+def _owners(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
+    """As `owners`; None for a state that `tx` does not make, as far as Optax knows."""
     named = leaves_with_paths(params)
     names = jax.tree.unflatten(flatten(params)[1], [path for path, _ in named])
     mark = lambda leaf, *name: leaf if is_hole(leaf) else _OfParam(*name)
@@ -46,35 +70,12 @@ def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[An
         try:
             marked = find()
         except Exception:  # an `init` without Optax's placeholder, as L-BFGS has
-            return [None] * len(jax.tree.leaves(state))
+            return None
     paths = sorted((path for path, _ in named), key=len)
     return [
         (leaf.path or _ending(path, paths)) if isinstance(leaf, _OfParam) else None
         for path, leaf in leaves_with_paths(marked)
     ]
-
-
-def beside_params(
-    tx: optax.GradientTransformation, state: Any, tree: Any, *, rest: Any, by: str
-) -> Any:
-    """For every part of a state of `tx`, the entry of `tree` for the leaf it is of.
-
-    Parts that belong to no leaf get `rest`.
-    """
-    try:
-        return optax.tree.map_params(
-            tx.init,
-            lambda part, entry: part if is_hole(part) else entry,
-            state,
-            tree,
-            transform_non_params=lambda _: rest,
-            is_leaf=is_hole,
-        )
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{by} needs a state as its init makes it, got "
-            f"{type(state).__name__}; update takes (updates, state, params)."
-        ) from None
 
 
 def _ending(path: str, params: list[str]) -> str | None:

@@ -6,9 +6,10 @@ import jax
 import optax
 
 from . import checks
+from .alignment import Beside, params_like
 from .build import transformation
 from .layers import Stacked, layer_axes, layer_seen
-from .paths import OneLeaf, flatten, is_hole, leaves_with_paths, nodes_with_paths
+from .paths import OneLeaf, flatten, leaves_with_paths
 
 
 def inexact_updates(updates: Any, *, by: str) -> None:
@@ -16,36 +17,6 @@ def inexact_updates(updates: Any, *, by: str) -> None:
     leaves, layout = flatten(updates)
     values = [getattr(x, "values", x) if isinstance(x, OneLeaf) else x for x in leaves]
     checks.inexact_leaves(jax.tree.unflatten(layout, values), by=by)
-
-
-def same_shapes(
-    updates: Any, known: Any, *, by: str, name: str, holes: bool = False
-) -> None:
-    """Rejects updates that do not have the leaves and shapes of the argument `name`.
-
-    With `holes`, updates may have None where the other has a leaf.
-    """
-    leaves = jax.tree.leaves(updates, is_leaf=_is_node)
-    others = jax.tree.leaves(known, is_leaf=_is_node)
-    if len(leaves) != len(others):
-        raise ValueError(
-            f"{by} got updates with {len(leaves)} leaves, but {name} with "
-            f"{len(others)}."
-        )
-    shapes = [(_shape(x), _shape(y)) for x, y in zip(leaves, others, strict=True)]
-    if holes:
-        shapes = [(other if s is None else s, other) for s, other in shapes]
-    if all(shape == other for shape, other in shapes):
-        return  # without the cost of paths
-    # A RowSparse is one leaf, of the shape of its table.
-    plain = jax.tree.map(lambda x: None if is_hole(x) else 0, updates, is_leaf=_is_node)
-    paths = [path for path, _ in nodes_with_paths(plain)]
-    for path, (shape, other) in zip(paths, shapes, strict=True):
-        if shape != other:
-            raise ValueError(
-                f"{by} got an update of {_shown(shape)} at {path!r}, where {name} has "
-                f"{_shown(other)}."
-            )
 
 
 def stack_axes(updates: Any, stacked: Stacked | None) -> list[int | None]:
@@ -83,12 +54,51 @@ def with_params(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        params = given(params, by=by)
         checks.inexact_leaves(updates, by=by, allow_complex=False)
-        same_shapes(updates, params, by=by, name="params")
+        params = given(params, updates, by=by)
         return tx.update(updates, state, params, **extra_args)
 
     return transformation(init, update)
+
+
+def beside_updates(
+    tx: optax.GradientTransformation, *, by: str
+) -> optax.GradientTransformationExtraArgs:
+    """The same transformation, but parameters come in the containers of the updates.
+
+    So Optax's own, which match by structure, take whole models and any order.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if params is not None:
+            params = params_like(params, updates, by=by)
+        return tx.update(updates, state, params, **extra_args)
+
+    return transformation(tx.init, update, one_leaf=True)
+
+
+def beside_moments(
+    tx: optax.GradientTransformation, *, by: str
+) -> optax.GradientTransformationExtraArgs:
+    """One of Optax's with a momentum, whose gaps and shapes updates must have."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        Beside(optax.tree.get(state, "mu"), updates, by=by)
+        return tx.update(updates, state, params, **extra_args)
+
+    return transformation(tx.init, update)
 
 
 def state_of(kind: type, state: Any, *, by: str) -> None:
@@ -100,22 +110,10 @@ def state_of(kind: type, state: Any, *, by: str) -> None:
         )
 
 
-def given(params: optax.Params | None, *, by: str) -> optax.Params:
-    """The parameters, or an error if there are none."""
+def given(
+    params: optax.Params | None, updates: optax.Updates, *, by: str
+) -> optax.Params:
+    """The parameters, as `params_like`, or an error if there are none."""
     if params is None:
         raise ValueError(f"{by} needs params in update.")
-    return params
-
-
-def _is_node(node: Any) -> bool:
-    """Whether a node is an array, stands for one, or for one that was taken out."""
-    return hasattr(node, "shape") or is_hole(node)
-
-
-def _shape(leaf: Any) -> tuple[int, ...] | None:
-    """The shape of an array or of what stands for one; numbers have none."""
-    return None if is_hole(leaf) else tuple(getattr(leaf, "shape", ()))
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "no leaf" if shape is None else f"shape {shape}"
+    return params_like(params, updates, by=by)

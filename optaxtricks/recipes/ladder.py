@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
-from .._core.paths import flatten, is_hole, leaves_with_paths, listing
+from .._core.alignment import is_array
+from .._core.paths import (
+    flatten,
+    is_hole,
+    is_node,
+    leaves_with_paths,
+    listing,
+    nodes_with_paths,
+)
 from .._core.selectors import Selector, matches, proper_matches
 from ..selection.selectors import merge, split
 
@@ -105,14 +113,10 @@ def ladder(
         return jax.tree.unflatten(flatten(tree)[1], names)
 
     def filled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        if params is None:
-            return updates
-        update_checks.same_shapes(
-            updates, params, by="ladder", name="params", holes=True
-        )
-        return _filled(updates, params, side)
+        return updates if params is None else _filled(updates, params, side)
 
     parts = optax.partition({"side": inner, "rest": optax.set_to_zero()}, labels)
+    parts = update_checks.beside_updates(parts, by="ladder")
     return optax.chain(optax.stateless(filled), parts)
 
 
@@ -170,23 +174,18 @@ def side_value_and_grad(
 
 def _filled(updates: optax.Updates, params: optax.Params, side: Selector) -> Any:
     """The updates with zeros in the holes that frozen parameters do not have."""
-    named, missing = leaves_with_paths(params), []
-    chosen = matches(params, side, name="side")
-    names = [path if c else "" for (path, _), c in zip(named, chosen, strict=True)]
-
-    def fill(param: Any, name: str, update: Any) -> Any:
-        # What jax.grad gives for an integer is a number without bits.
-        bitless = getattr(update, "dtype", None) == jax.dtypes.float0
-        missed = is_hole(update) or bitless
-        if is_hole(param) or not missed:
-            return update
-        if name:
-            missing.append(name)
-        return jnp.zeros_like(param)
-
-    layout = jax.tree.structure(params)
-    names = jax.tree.unflatten(layout, names)
-    whole = jax.tree.map(fill, params, names, updates, is_leaf=is_hole)
-    if missing:
+    arrays = jax.tree.map(lambda x: x if is_array(x) else None, params)
+    chosen = matches(arrays, side, name="side")
+    named = zip(leaves_with_paths(arrays), chosen, strict=True)
+    frozen: dict[str, Any] = {path: None if c else leaf for (path, leaf), c in named}
+    found = nodes_with_paths(updates)
+    # What jax.grad gives for an integer is a number without bits.
+    bitless = lambda x: getattr(x, "dtype", None) == jax.dtypes.float0
+    missed = [
+        path for path, x in found if path in frozen and (is_hole(x) or bitless(x))
+    ]
+    if missing := [path for path in missed if frozen[path] is None]:
         raise ValueError(f"leaves of side without a gradient: {listing(missing)}.")
-    return whole
+    layout = jax.tree.structure(updates, is_leaf=is_node)
+    zeros = {path: jnp.zeros_like(frozen[path]) for path in missed}
+    return jax.tree.unflatten(layout, [zeros.get(path, x) for path, x in found])

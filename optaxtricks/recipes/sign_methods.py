@@ -296,5 +296,6 @@ def mixed_sign(
         names = ["adam" if is_table else "sign" for is_table in chosen]
         return jax.tree.unflatten(flatten(tree)[1], names)
 
-    both = optax.partition({"adam": in_float32(adam), "sign": method}, labels)
+    adam = update_checks.beside_moments(in_float32(adam), by="mixed_sign")
+    both = optax.partition({"adam": adam, "sign": method}, labels)
     return update_checks.with_params(both, by="mixed_sign")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from .._core import checks
+from .._core import checks, update_checks
 from .._core.paths import flatten
 from .._core.rates import scale_by_rate
 from .._core.selectors import Selector, proper_matches
@@ -84,4 +84,6 @@ def two_timescale(
         names = ["fast" if is_fast else "slow" for is_fast in chosen]
         return jax.tree.unflatten(flatten(tree)[1], names)
 
-    return optax.chain(inner, optax.partition(rates, labels))
+    parts = optax.partition(rates, labels)
+    parts = update_checks.beside_updates(parts, by="two_timescale")
+    return optax.chain(inner, parts)

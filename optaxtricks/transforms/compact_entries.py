@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks
+from .._core.alignment import params_like
 from .._core.build import transformation
 from .._core.entry_masks import (
     EntryMask,
@@ -18,19 +19,21 @@ from .._core.entry_masks import (
 )
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, path_order
 from .._core.shardings import replicated, typed_sharding
 
 # All of a leaf, nothing, or some entries.
 _Part: TypeAlias = bool | KeptEntries
+# Of leaves of which there is a part, by the number of the leaf.
+_Indices: TypeAlias = dict[int, jax.Array]
 
 
 class CompactEntriesState(NamedTuple):
     """State of :func:`compact_entries`.
 
     Attributes:
-      indices: for each leaf of which a mask array keeps a part, in leaf order, the
-        int32 row-major positions of the kept entries, ascending.
+      indices: for each leaf of which a mask array keeps a part, in the order of their
+        paths as strings, the int32 row-major positions of the kept entries, ascending.
       inner: the state of the wrapped optimizer, over vectors of kept entries.
     """
 
@@ -127,14 +130,14 @@ def compact_entries(
         layout.check(params)
         if leafless(params):
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
-        parts = parts_of(params)
-        indices = tuple(
-            jnp.array(part.within(leaf))
-            for part, leaf in zip(parts, jax.tree.leaves(params), strict=True)
-            if not isinstance(part, bool)
-        )
+        parts, leaves = parts_of(params), jax.tree.leaves(params)
+        indices = {
+            i: jnp.array(part.within(leaves[i]))
+            for i in path_order(params)
+            if not isinstance(part := parts[i], bool)
+        }
         compact = _gathered(params, parts, indices)
-        return CompactEntriesState(indices=indices, inner=inner.init(compact))
+        return CompactEntriesState(tuple(indices.values()), inner.init(compact))
 
     def update(
         updates: optax.Updates,
@@ -145,15 +148,17 @@ def compact_entries(
         update_checks.state_of(CompactEntriesState, state, by="compact_entries")
         check_masked_leaves(updates, layout, by="compact_entries")
         updates = filled(updates, params, layout, by="compact_entries")
-        parts = parts_of(updates)
-        sizes = [
-            (part.count(leaf),)
-            for part, leaf in zip(parts, jax.tree.leaves(updates), strict=True)
-            if not isinstance(part, bool)
-        ]
-        check_made_with(state.indices, sizes, by="compact_entries")
-        indices = tuple(state.indices) if sizes else ()
-        seen = None if params is None else _gathered(params, parts_of(params), indices)
+        if params is not None:
+            params = params_like(params, updates, by="compact_entries")
+        parts, leaves = parts_of(updates), jax.tree.leaves(updates)
+        sizes = {
+            i: (part.count(leaves[i]),)
+            for i in path_order(updates)
+            if not isinstance(part := parts[i], bool)
+        }
+        check_made_with(state.indices, sizes.values(), by="compact_entries")
+        indices = dict(zip(sizes, state.indices if sizes else (), strict=True))
+        seen = None if params is None else _gathered(params, parts, indices)
         compact = _gathered(updates, parts, indices)
         proposed, after = inner.update(compact, state.inner, seen, **extra_args)
         out = _scattered(proposed, updates, parts, indices)
@@ -167,15 +172,14 @@ def _part(kept: KeptEntries, leaf: Any) -> _Part:
     return kept if kept.count(leaf) else False
 
 
-def _gathered(tree: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]) -> Any:
+def _gathered(tree: Any, parts: Sequence[_Part], indices: _Indices) -> Any:
     """The tree that `inner` sees: vectors of kept entries, whole leaves, holes."""
     leaves, structure = jax.tree.flatten(unboxed(tree))
-    left = iter(indices)
     seen = [
         (leaf if part else optax.MaskedNode())
         if isinstance(part, bool)
-        else _gathered_leaf(leaf, next(left))
-        for leaf, part in zip(leaves, parts, strict=True)
+        else _gathered_leaf(leaf, indices[i])
+        for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True))
     ]
     return jax.tree.unflatten(structure, seen)
 
@@ -187,18 +191,17 @@ def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
 
 
 def _scattered(
-    proposed: Any, like: Any, parts: Sequence[_Part], indices: Sequence[jax.Array]
+    proposed: Any, like: Any, parts: Sequence[_Part], indices: _Indices
 ) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    vectors, left = iter(jax.tree.leaves(proposed)), iter(indices)
-    out = []
-    for leaf, part in zip(leaves, parts, strict=True):
+    vectors, out = iter(jax.tree.leaves(proposed)), []
+    for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
         if part is False:
             out.append(nothing_for(leaf))
         elif part is True:
             out.append(next(vectors))
         else:
-            out.append(_scatter(next(vectors), jnp.asarray(leaf), next(left)))
+            out.append(_scatter(next(vectors), jnp.asarray(leaf), indices[i]))
     return jax.tree.unflatten(structure, out)
 
 

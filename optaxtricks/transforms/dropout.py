@@ -22,7 +22,7 @@ from .._core.counter_hash import (
     step_words,
 )
 from .._core.noise import NOISE
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, path_order
 from .._core.schedules import at_step
 
 Distribution = Literal["bernoulli", "gaussian"]
@@ -32,8 +32,9 @@ class DropoutState(NamedTuple):
     """State of :func:`gradient_dropout` and :func:`update_dropout`.
 
     Attributes:
-      words: for each leaf, in leaf order, two uint32 words drawn from key and path;
-        for a tree without leaves, a placeholder of the same shape.
+      words: for each leaf, in the order of their paths as strings, two uint32 words
+        drawn from key and path; for a tree without leaves, a placeholder of the same
+        shape.
       step: int32 scalar, the number of earlier updates.
     """
 
@@ -236,7 +237,7 @@ def _dropout(
         leaves = leaves_with_paths(params)
         for _, leaf in leaves:
             index_axes(jnp.shape(leaf), granularity)
-        words = leaf_words(key, [path for path, _ in leaves])
+        words = leaf_words(key, sorted(path for path, _ in leaves))
         return DropoutState(
             # optax.tree.map_params maps over the state of a tree without leaves as a
             # prefix of every other state: one leaf stands for all the words.
@@ -265,9 +266,10 @@ def _dropout(
         leaves, layout = jax.tree.flatten(updates)
         known = state.words if isinstance(state.words, tuple) else ()
         checks.same_count(leaves, known, by="dropout")
+        words = dict(zip(path_order(updates), known, strict=True))
         out = [
-            noise(leaf, words, now, last, scale, granularity)
-            for leaf, words in zip(leaves, known, strict=True)
+            noise(leaf, words[i], now, last, scale, granularity)
+            for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(layout, out), after
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from .._core import checks, update_checks
+from .._core.alignment import Beside
 from .._core.build import transformation
 from .._core.paths import flatten
 from .._core.schedules import at_step
@@ -152,9 +153,7 @@ def ema_params(
     ) -> tuple[optax.Updates, EmaParamsState]:
         del extra_args
         update_checks.state_of(EmaParamsState, state, by="ema_params")
-        params = update_checks.given(params, by="ema_params")
-        update_checks.same_shapes(updates, params, by="ema_params", name="params")
-        update_checks.same_shapes(params, state.ema, by="ema_params", name="the state")
+        params = update_checks.given(params, updates, by="ema_params")
         step, call, weight = state.step, state.call, state.weight
         share = 1 - at_step(step, decay=decay)
         due = True if call is None else call == np.int32(every - 1)
@@ -210,13 +209,9 @@ def _corrected(
 
 def _over_leaves(ema: Any, params: Any, updates: Any, how: Any) -> Any:
     """The next average; its containers are those that `init` saw."""
-    old, layout = jax.tree.flatten(ema)
-    held = jax.tree.leaves(params)
-    added, _ = flatten(updates)
-    checks.same_count(held, old, by="ema_params")
-    checks.same_count(added, old, by="ema_params")
-    triples = zip(old, held, added, strict=True)
-    return jax.tree.unflatten(layout, [_averaged(*triple, how) for triple in triples])
+    old = Beside(ema, updates, by="ema_params")
+    triples = zip(old.leaves, flatten(params)[0], flatten(updates)[0], strict=True)
+    return old.rebuilt([_averaged(*triple, how) for triple in triples])
 
 
 # Jitted, so that leaves of one shape share one trace, and eager steps round like

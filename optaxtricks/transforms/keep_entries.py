@@ -22,7 +22,7 @@ from .._core.entry_masks import (
 )
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.layers import layer_count
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
 
 
@@ -30,9 +30,9 @@ class KeepEntriesState(NamedTuple):
     """State of :func:`keep_entries`.
 
     Attributes:
-      bits: for each leaf with a mask array, in leaf order, the array as uint8, eight
-        entries to a byte along one axis; one that broadcasts, without its last axes
-        of size 1.
+      bits: for each leaf with a mask array, in the order of their paths as strings,
+        the array as uint8, eight entries to a byte along one axis; one that
+        broadcasts, without its last axes of size 1.
       factor: scalar, one over the fraction of entries kept over those leaves;
         ``None`` without ``rescale``.
     """
@@ -131,7 +131,8 @@ def keep_entries(
     def init(params: optax.Params) -> KeepEntriesState:
         check_masked_leaves(params, layout, by="keep_entries")
         layout.check(params)
-        masked = [(p, x) for p, x in leaves_with_paths(params) if p in packed]
+        found = leaves_with_paths(params)
+        masked = [found[i] for i in path_order(params) if found[i][0] in packed]
         bits = [packed[path].placed_like(leaf) for path, leaf in masked]
         factor = _one_over_kept_fraction(counts, masked) if rescale else None
         return KeepEntriesState(
@@ -152,19 +153,18 @@ def keep_entries(
         updates = filled(updates, params, layout, by="keep_entries")
         leaves, structure = jax.tree.flatten(updates)
         entries = layout.entries(updates)
-        pairs = list(zip(leaves, entries, strict=True))
-        shapes = [
-            packed_shape(entry, jnp.shape(leaf))
-            for leaf, entry in pairs
-            if not isinstance(entry, bool)
-        ]
-        check_made_with(state.bits, shapes, by="keep_entries")
-        left = iter(state.bits if shapes else ())
+        shapes = {
+            i: packed_shape(entry, jnp.shape(leaves[i]))
+            for i in path_order(updates)
+            if not isinstance(entry := entries[i], bool)
+        }
+        check_made_with(state.bits, shapes.values(), by="keep_entries")
+        bits = dict(zip(shapes, state.bits if shapes else (), strict=True))
         out = [
             _whole(leaf, entry)
             if isinstance(entry, bool)
-            else _masked(leaf, next(left), state.factor, shape=entry)
-            for leaf, entry in pairs
+            else _masked(leaf, bits[i], state.factor, shape=entry)
+            for i, (leaf, entry) in enumerate(zip(leaves, entries, strict=True))
         ]
         return jax.tree.unflatten(structure, out), state
 

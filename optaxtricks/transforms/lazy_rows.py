@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks, windows
+from .._core.alignment import params_like
 from .._core.build import transformation
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
@@ -150,7 +151,7 @@ def lazy_rows(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
-            update_checks.same_shapes(updates, params, by="lazy_rows", name="params")
+            params = params_like(params, updates, by="lazy_rows")
         accumulates = bool(windows.calls(state))
         if accumulates:
             update_checks.state_of(LazyRowsState, state, by="lazy_rows")

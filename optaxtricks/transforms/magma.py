@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from .._core import checks, update_checks
+from .._core.alignment import Beside
 from .._core.build import transformation
 from .._core.counter_hash import (
     entry_words,
@@ -16,7 +17,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
 from .._core.schedules import at_step
 
@@ -27,8 +28,9 @@ class MagmaState(NamedTuple):
     Attributes:
       inner: the state of the wrapped optimizer.
       mu: the mean gradient, laid out like the parameters, in float32 or wider.
-      scores: for each leaf, in leaf order, its smoothed alignment, a float32 scalar.
-      words: for each leaf two uint32 words, from the key and the leaf's path.
+      scores: for each leaf, in the order of their paths as strings, its smoothed
+        alignment, a float32 scalar.
+      words: for each leaf, in that order, two uint32 words from key and path.
       step: int32 scalar, the number of earlier updates.
     """
 
@@ -122,7 +124,7 @@ def magma(
 
     def init(params: optax.Params) -> MagmaState:
         checks.inexact_leaves(params, by="magma")
-        paths = [path for path, _ in leaves_with_paths(params)]
+        paths = sorted(path for path, _ in leaves_with_paths(params))
         wide = lambda x: np.promote_types(jnp.result_type(x), np.float32)
         half = lambda: jnp.full((), 0.5, jnp.float32)
         return MagmaState(
@@ -142,11 +144,11 @@ def magma(
     ) -> tuple[optax.Updates, MagmaState]:
         update_checks.state_of(MagmaState, state, by="magma")
         checks.inexact_leaves(updates, by="magma")
-        update_checks.same_shapes(updates, state.mu, by="magma", name="the state")
+        momenta = Beside(state.mu, updates, by="magma")
         proposed, after = inner.update(updates, state.inner, params, **extra_args)
+        grads = jax.tree.leaves(updates)
         leaves, layout = jax.tree.flatten(proposed)
-        momenta, mu_layout = jax.tree.flatten(state.mu)
-        checks.same_count(leaves, momenta, by="magma")
+        checks.same_count(leaves, grads, by="magma")
         rate = jnp.asarray(at_step(state.step, keep_rate=keep_rate), jnp.float32)
         # A traced rate cannot raise; out of range it must not pass for a good one.
         sound = jnp.where((rate >= 0) & (rate <= 1), jnp.sign(rate), jnp.nan)
@@ -154,13 +156,15 @@ def magma(
             jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing, sound)
         ]
         last, now = last_kept_word(rate), step_words(state.step)
+        order = path_order(updates)
         held = (state.scores, state.words) if leaves else ((), ())
-        rows = zip(leaves, jax.tree.leaves(updates), momenta, *held, strict=True)
-        out = [_leaf(u, g, m, s, w ^ now, last, numbers) for u, g, m, s, w in rows]
+        held = {i: (s, w ^ now) for i, s, w in zip(order, *held, strict=True)}
+        rows = enumerate(zip(leaves, grads, momenta.leaves, strict=True))
+        out = [_leaf(*row, *held[i], last, numbers) for i, row in rows]
         return jax.tree.unflatten(layout, [u for u, _, _ in out]), MagmaState(
             inner=after,
-            mu=jax.tree.unflatten(mu_layout, [m for _, m, _ in out]),
-            scores=tuple(s for _, _, s in out) if leaves else state.scores,
+            mu=momenta.rebuilt([m for _, m, _ in out]),
+            scores=tuple(out[i][2] for i in order) if leaves else state.scores,
             words=state.words,
             step=jnp.asarray(optax.safe_increment(state.step)),
         )

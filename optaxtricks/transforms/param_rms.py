@@ -81,11 +81,8 @@ def scale_by_param_rms(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         update_checks.state_of(optax.EmptyState, state, by="scale_by_param_rms")
-        params = update_checks.given(params, by="scale_by_param_rms")
         checks.inexact_leaves(updates, by="scale_by_param_rms", allow_complex=False)
-        update_checks.same_shapes(
-            updates, params, by="scale_by_param_rms", name="params"
-        )
+        params = update_checks.given(params, updates, by="scale_by_param_rms")
         leaves, layout = jax.tree.flatten(updates)
         out = [
             scaled(u, _rms(p, jnp.result_type(u), floor, by_row))

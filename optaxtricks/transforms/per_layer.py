@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks, update_checks
+from .._core import checks
+from .._core.alignment import params_like
 from .._core.build import transformation
 from .._core.layer_plan import LayerPlan
 from .._core.layers import Stacked, layer_axes
@@ -131,7 +132,7 @@ def per_layer(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
-            update_checks.same_shapes(updates, params, by="per_layer", name="params")
+            params = params_like(params, updates, by="per_layer")
         updates, params = jax.tree.map(jnp.asarray, (updates, params))
         return plan(updates if params is None else params).update(
             updates, state, params, extra_args

@@ -15,7 +15,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
-from .._core.paths import leaves_with_paths
+from .._core.paths import leaves_with_paths, path_order
 from .._core.rounding import is_narrow, rounded_step
 
 
@@ -23,8 +23,9 @@ class RoundStochasticallyState(NamedTuple):
     """State of :func:`round_stochastically`.
 
     Attributes:
-      words: for each bfloat16 or float16 leaf, in leaf order, two uint32 words drawn
-        from key and path; where there is none, a placeholder of the same shape.
+      words: for each bfloat16 or float16 leaf, in the order of paths as strings, two
+        uint32 words drawn from key and path; where there is none, a placeholder of the
+        same shape.
       step: int32 scalar, the number of earlier updates.
     """
 
@@ -127,7 +128,7 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
         return RoundStochasticallyState(
             # optax.tree.map_params takes the state of a tree without leaves as a
             # prefix of every other state: one leaf stands for all the words.
-            words=leaf_words(key, paths) if paths else jnp.zeros(2, jnp.uint32),
+            words=leaf_words(key, sorted(paths)) if paths else jnp.zeros(2, jnp.uint32),
             step=jnp.zeros((), jnp.int32),
         )
 
@@ -140,23 +141,19 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
         del extra_args
         by = "round_stochastically"
         update_checks.state_of(RoundStochasticallyState, state, by=by)
-        params = update_checks.given(params, by=by)
         checks.inexact_leaves(updates, by=by)
-        update_checks.same_shapes(updates, params, by=by, name="params")
-        leaves, layout = jax.tree.flatten(updates)
-        held = jax.tree.leaves(params)
-        narrow = [is_narrow(jnp.result_type(param)) for param in held]
+        params = update_checks.given(params, updates, by=by)
+        out, layout = jax.tree.flatten(updates)
+        held, now = jax.tree.leaves(params), step_words(state.step)
+        narrow = [i for i in path_order(updates) if is_narrow(jnp.result_type(held[i]))]
         known = state.words if isinstance(state.words, tuple) else ()
-        if len(known) != sum(narrow):
+        if len(known) != len(narrow):
             raise ValueError(
                 f"round_stochastically was initialised for {len(known)} leaves of "
-                f"bfloat16 and float16 but got params with {sum(narrow)}."
+                f"bfloat16 and float16 but got params with {len(narrow)}."
             )
-        words, now = iter(known), step_words(state.step)
-        out = [
-            _rounded(jnp.asarray(p), jnp.asarray(u), next(words), now) if rounds else u
-            for p, u, rounds in zip(held, leaves, narrow, strict=True)
-        ]
+        for i, words in zip(narrow, known, strict=True):
+            out[i] = _rounded(jnp.asarray(held[i]), jnp.asarray(out[i]), words, now)
         step = jnp.asarray(optax.safe_increment(state.step))
         after = RoundStochasticallyState(words=state.words, step=step)
         return jax.tree.unflatten(layout, out), after

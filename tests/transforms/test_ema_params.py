@@ -238,13 +238,13 @@ def test_structural_arguments_under_injection_name_the_remedy():
 def test_injected_into_bfloat16_a_decay_wants_a_dtype():
     """Optax casts hyperparameters to the parameters' dtype, in which 0.999 is 1."""
     params = jnp.ones(2, jnp.bfloat16)
-    for dtype, average in [(None, 1.0), (jnp.float32, 1.001)]:
-        inject = optax.inject_hyperparams(ot.ema_params, hyperparam_dtype=dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        with pytest.raises(ValueError, match="hyperparam_dtype=jnp.float32"):
+            optax.inject_hyperparams(ot.ema_params)(0.999).init(params)
+        inject = optax.inject_hyperparams(ot.ema_params, hyperparam_dtype=jnp.float32)
         tx = inject(0.999)
-        with jax.numpy_dtype_promotion("standard"):
-            _, state = tx.update(params, tx.init(params), params)
-        got = optax.tree.get(state, "ema")
-        np.testing.assert_allclose(got, average, rtol=1e-6)
+        _, state = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(optax.tree.get(state, "ema"), 1.001, rtol=1e-6)
 
 
 def test_updates_pass_as_they_are():
@@ -309,9 +309,7 @@ def test_bad_input_later():
     tx, one = ot.ema_params(0.9), jnp.ones(2)
     with pytest.raises(ValueError, match="ema_params needs params in update"):
         tx.update(one, tx.init(one))
-    with pytest.raises(
-        ValueError, match="got updates with 2 leaves, but params with 1"
-    ):
+    with pytest.raises(ValueError, match=r"params: missing \(none\); unknown 'b'"):
         tx.update({"a": one, "b": one}, tx.init({"a": one}), {"a": one})
     with pytest.raises(TypeError, match="leaf at 'name' is a str"):
         tx.init({"w": one, "name": "x"})
