@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .choices import is_function
 from .paths import leaves_with_paths, listing
 
 
@@ -116,7 +117,7 @@ def array(**named: Any) -> jax.Array:
 def leaf_mask(**named: Any) -> None:
     """Rejects all but None, a function, and a tree of bools: Optax's `mask`."""
     for name, value in named.items():
-        leaves = [] if callable(value) else jax.tree.leaves(value)
+        leaves = [] if is_function(value) else jax.tree.leaves(value)
         if bad := [x for x in leaves if not isinstance(x, bool | np.bool_)]:
             raise TypeError(
                 f"{name} must be None, a function of the parameters or a tree of "

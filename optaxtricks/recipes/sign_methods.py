@@ -7,6 +7,7 @@ import jax
 import optax
 
 from .._core import checks, update_checks
+from .._core.choices import for_optax
 from .._core.leaf_kinds import kinds
 from .._core.paths import flatten
 from .._core.selectors import Selector, matches
@@ -89,7 +90,7 @@ def lion(
             dead_zone=dead_zone,
             cautious=cautious,
         ),
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, for_optax(mask)),
         optax.scale_by_learning_rate(learning_rate),
     )
     return update_checks.with_params(complete, by="lion")

@@ -60,7 +60,8 @@ def label_by_path(
 ) -> PathLabels:
     """Labels leaves by regular expressions searched in their paths.
 
-    The first pattern that matches decides. The result is what ``optax.partition``
+    The first pattern that matches decides; a number at its end is a whole one, as in
+    :func:`select`. The result is what ``optax.partition``
     takes as ``param_labels``. It gives ``nnx.State`` of Variables (which
     ``nnx.Optimizer`` passes to ``init``) and of arrays (which it passes to
     ``update``) the same labels.
