@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from .choices import is_function
+from .known_paths import known_paths
 from .paths import holes, leaves_with_paths, listing, nearest, table_of
 from .patterns import whole_numbers
 
@@ -38,7 +39,8 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     if leaves and not any(found):
         if not (path_only and any(_covers(chosen, path) for path in gaps)):
             raise ValueError(
-                f"{name} {describe(selector)} matches no leaf. Paths: {listing(paths)}."
+                f"{name} {describe(selector)} matches no leaf. "
+                f"{known_paths(paths, _text(selector))}"
             )
     return found
 
@@ -89,6 +91,12 @@ def describe(selector: Selector) -> str:
     if isinstance(selector, str):
         return repr(selector)
     return "(a predicate)" if is_function(selector) else "(a tree of bools)"
+
+
+def _text(selector: Selector) -> str:
+    """A pattern as text; nothing for what is none."""
+    text = getattr(selector, "pattern", selector)
+    return text if isinstance(text, str) else ""
 
 
 def compiled(pattern: str | re.Pattern[str], *, name: str) -> re.Pattern[str]:

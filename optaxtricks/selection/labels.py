@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from .._core.known_paths import known_paths
 from .._core.paths import flatten, holes, leaves_with_paths, listing
 from .._core.selectors import compiled
 
@@ -51,7 +52,7 @@ class PathLabels:
         if idle:
             raise ValueError(
                 f"patterns that match no leaf: {listing(idle)}. "
-                f"Paths: {listing(known)}."
+                f"{known_paths(known, idle[0])}"
             )
 
 

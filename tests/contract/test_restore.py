@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
+import optaxtricks as ot
 from tests.cases import CASES, Case
 from tests.problems import assert_same, gradients, layout
 
@@ -69,3 +70,16 @@ def test_orbax_round_trip(
     assert layout(restored) == layout(state)
     want = _advance(case, state, range(2, 4))
     assert_same(_advance(case, restored, range(2, 4)), want)
+
+
+def test_a_checkpoint_read_without_a_target_names_the_cure() -> None:
+    params = {"w": jnp.ones(2)}
+    tx = ot.scale_by_lion()
+    data = flax.serialization.to_bytes(tx.init(params))
+    for state in (
+        flax.serialization.msgpack_restore(data),
+        flax.serialization.from_bytes(None, data),
+        jax.tree.leaves(tx.init(params)),
+    ):
+        with pytest.raises(TypeError, match=r"restore it into the abstract state jax"):
+            tx.update(params, state)
