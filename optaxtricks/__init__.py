@@ -131,3 +131,7 @@ else:
         if name in ("nn", "plots"):
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """What there is, the rooms that are imported on demand included."""
+        return sorted({*globals(), "nn", "plots"})

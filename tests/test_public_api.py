@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,13 @@ def test_every_function_is_typed(function: types.FunctionType) -> None:
 
 def test_every_factory_has_a_case() -> None:
     assert set(FACTORIES) == {case.factory.__name__ for case in CASES.values()}
+
+
+def test_dir_shows_rooms_that_are_imported_on_demand() -> None:
+    assert {"nn", "plots", *ot.__all__} <= set(dir(ot))
+
+
+def test_import_leaves_out_what_is_slow_to_import() -> None:
+    code = "import sys, optaxtricks; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"jax.extend", "jax.experimental.pallas"} & set(loaded)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .known_paths import known_paths
 from .paths import leaves_with_paths, listing, table_of
 from .selectors import compiled
 
@@ -49,8 +50,8 @@ def places_of(
         search = compiled(pattern, name=what).search
         hits = [i for i, leaf in enumerate(leaves) if search(leaf.path)]
         if not hits:
-            paths = listing([leaf.path for leaf in leaves])
-            raise ValueError(f"{what}: {pattern!r} matches no leaf. Paths: {paths}.")
+            paths = known_paths([leaf.path for leaf in leaves], pattern)
+            raise ValueError(f"{what}: {pattern!r} matches no leaf. {paths}")
         for i in hits:
             ndim = len(leaves[i].shape)
             if not -ndim <= axis < ndim:

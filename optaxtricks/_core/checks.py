@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .choices import is_function
 from .numbers import bounded, is_floating, is_real_scalar, known, share, static_hint
 from .paths import leaves_with_paths, listing
 
@@ -131,7 +132,7 @@ def leaf_mask(**named: Any) -> None:
                 f"bools, got {value!r} alone. Under optax.inject_hyperparams, which "
                 f'takes a function for a schedule, list it: static_args=("{name}",).'
             )
-        leaves = [] if callable(value) else jax.tree.leaves(value)
+        leaves = [] if is_function(value) else jax.tree.leaves(value)
         if bad := [x for x in leaves if not isinstance(x, bool | np.bool_)]:
             raise TypeError(
                 f"{name} must be None, a function of the parameters or a tree of "

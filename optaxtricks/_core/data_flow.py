@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from . import programs
 
 Marks = list[int]
 """For each value a set of inputs, as the bits of an integer."""
@@ -13,7 +13,7 @@ Marks = list[int]
 _union = functools.partial(functools.reduce, operator.or_)
 
 
-def sources(closed: ClosedJaxpr, inputs: Sequence[int]) -> Marks:
+def sources(closed: "programs.ClosedJaxpr", inputs: Sequence[int]) -> Marks:
     """For each output of a jaxpr, the marks of all inputs that it may depend on.
 
     Through calls, branches and loops value by value; any other operation hands the
@@ -22,18 +22,18 @@ def sources(closed: ClosedJaxpr, inputs: Sequence[int]) -> Marks:
     return _outputs(closed.jaxpr, inputs)
 
 
-def called(params: dict[str, Any]) -> ClosedJaxpr | None:
+def called(params: dict[str, Any]) -> "programs.ClosedJaxpr | None":
     """The function that a call, such as that of `jax.jit`, runs."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = params.get(name)
-        if isinstance(inner, ClosedJaxpr):
+        if isinstance(inner, programs.ClosedJaxpr):
             return inner
     return None
 
 
-def _outputs(jaxpr: Jaxpr, inputs: Sequence[int]) -> Marks:
+def _outputs(jaxpr: "programs.Jaxpr", inputs: Sequence[int]) -> Marks:
     marks = dict(zip(jaxpr.invars, inputs, strict=True))
-    known = lambda atom: 0 if isinstance(atom, Literal) else marks.get(atom, 0)
+    known = lambda atom: 0 if isinstance(atom, programs.Literal) else marks.get(atom, 0)
     for equation in jaxpr.eqns:
         found = _results(equation, [known(atom) for atom in equation.invars])
         marks.update(zip(equation.outvars, found, strict=True))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .known_paths import known_paths
 from .layers import Stacked, layer_seen
-from .paths import holes, leaves_with_paths, listing
+from .paths import holes, leaves_with_paths
 from .selectors import Selector, hole_matches, matches
 from .update_checks import stack_axes
 
@@ -135,8 +136,8 @@ def _count(found: Sequence[_Layers | None], tree: Any, how: Layering) -> int:
         if how.stacked is not None:
             stacks = ", and `stacked` none that is not masked out"
         raise ValueError(
-            f"layers {how.layers.pattern!r} finds no layer{stacks}. Paths: "
-            f"{listing(paths)}."
+            f"layers {how.layers.pattern!r} finds no layer{stacks}. "
+            f"{known_paths(paths, how.layers.pattern)}"
         )
     if len(set(counts.values())) > 1:
         raise ValueError(

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from . import programs
 
 Factors = dict[str, np.ndarray | None]
 """By the path of a leaf; None where a traced program does not know it."""
@@ -40,7 +41,7 @@ def note(update: Any, path: str, factor: Any) -> Any:
     return checkpoint_name(update, _MARK + json.dumps([path, value]))
 
 
-def noted(traced: ClosedJaxpr) -> Factors:
+def noted(traced: "programs.ClosedJaxpr") -> Factors:
     """All factors in a traced program, multiplied up for each leaf."""
     found: Factors = {}
     for path, value in _notes(traced.jaxpr):
@@ -50,7 +51,7 @@ def noted(traced: ClosedJaxpr) -> Factors:
     return found
 
 
-def _notes(jaxpr: Jaxpr) -> list[tuple[str, Any]]:
+def _notes(jaxpr: "programs.Jaxpr") -> list[tuple[str, Any]]:
     """The notes in a program; of branches, those of the one that has the most."""
     found: list[tuple[str, Any]] = []
     for equation in jaxpr.eqns:
@@ -65,13 +66,13 @@ def _notes(jaxpr: Jaxpr) -> list[tuple[str, Any]]:
     return found
 
 
-def _inner(values: Iterable[Any]) -> list[Jaxpr]:
+def _inner(values: Iterable[Any]) -> "list[programs.Jaxpr]":
     """The programs among the parameters of an operation."""
-    found: list[Jaxpr] = []
+    found: list[programs.Jaxpr] = []
     for value in values:
-        if isinstance(value, ClosedJaxpr):
+        if isinstance(value, programs.ClosedJaxpr):
             found.append(value.jaxpr)
-        elif isinstance(value, Jaxpr):
+        elif isinstance(value, programs.Jaxpr):
             found.append(value)
         elif isinstance(value, tuple | list):
             found += _inner(value)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from .choices import is_function
 from .paths import leaves_with_paths, listing, nearest, table_of
 
 Labels: TypeAlias = Callable[[Any], Any] | str | Any
@@ -19,7 +20,8 @@ def group_labels(tree: Any, labels: Labels, *, name: str = "labels") -> list[str
     paths = [path for path, _ in leaves_with_paths(tree)]
     if not paths:
         return []
-    entries = leaves_with_paths(labels(tree) if callable(labels) else labels)
+    called: Any = labels
+    entries = leaves_with_paths(called(tree) if is_function(labels) else labels)
     if wrong := [path for path, label in entries if not isinstance(label, str)]:
         raise TypeError(
             f"{name} must be strings, but they are not at {listing(wrong)}."

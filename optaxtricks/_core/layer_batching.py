@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from . import programs
 from .data_flow import called, sources
 from .shardings import typed_sharding
 
@@ -86,7 +86,9 @@ class LayerBatching:
         # By the identity of traced functions, which JAX keeps from trace to trace.
         self._calls: dict[Any, tuple[Callable[..., Any], list[Place | None]]] = {}
 
-    def run(self, closed: ClosedJaxpr, values: Sequence[Value]) -> list[Value]:
+    def run(
+        self, closed: "programs.ClosedJaxpr", values: Sequence[Value]
+    ) -> list[Value]:
         """The results of a program for one layer, from arguments of all layers.
 
         Raises:
@@ -96,7 +98,7 @@ class LayerBatching:
         known = dict(zip(jaxpr.constvars, map(Value, closed.consts), strict=True))
         known.update(zip(jaxpr.invars, values, strict=True))
         read = lambda atom: (
-            Value(atom.val) if isinstance(atom, Literal) else known[atom]
+            Value(atom.val) if isinstance(atom, programs.Literal) else known[atom]
         )
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
@@ -124,7 +126,7 @@ class LayerBatching:
         return jax.lax.broadcast_in_dim(array, shape, others, out_sharding=sharding)
 
     def _results(
-        self, jaxpr: Jaxpr, equation: Any, operands: list[Value]
+        self, jaxpr: "programs.Jaxpr", equation: Any, operands: list[Value]
     ) -> list[Value]:
         groups = {value.at.group for value in operands if value.at is not None}
         name, params = equation.primitive.name, equation.params
@@ -142,7 +144,7 @@ class LayerBatching:
 
     def _mapped(
         self,
-        alone: ClosedJaxpr,
+        alone: "programs.ClosedJaxpr",
         equation: Any,
         operands: list[Value],
         groups: Collection[int],
@@ -156,7 +158,7 @@ class LayerBatching:
                 equation.outvars, sources(alone, marks), strict=True
             )
         ]
-        run = jaxpr_as_fun(alone)
+        run = programs.jaxpr_as_fun(alone)
         for group in groups:
             axis = lambda at, group=group: (
                 at.axis if at is not None and at.group == group else None
@@ -242,7 +244,7 @@ class LayerBatching:
             for variable, flow in zip(equation.outvars, flows, strict=True)
         ]
 
-        def body(branch: ClosedJaxpr, *arrays: Any) -> list[Any]:
+        def body(branch: "programs.ClosedJaxpr", *arrays: Any) -> list[Any]:
             values = [
                 Value(array, value.at)
                 for array, value in zip(arrays, given, strict=True)
@@ -260,7 +262,7 @@ class LayerBatching:
         return min(self._groups[group].axis, len(variable.aval.shape))
 
 
-def _alone(jaxpr: Jaxpr, equation: Any) -> ClosedJaxpr:
+def _alone(jaxpr: "programs.Jaxpr", equation: Any) -> "programs.ClosedJaxpr":
     """A program of one operation."""
     alone = jaxpr.replace(
         constvars=[],
@@ -269,13 +271,13 @@ def _alone(jaxpr: Jaxpr, equation: Any) -> ClosedJaxpr:
         eqns=[equation],
         effects=equation.effects,
     )
-    return ClosedJaxpr(alone, ())
+    return programs.ClosedJaxpr(alone, ())
 
 
 def _by_variable(equation: Any, operands: Sequence[Any]) -> dict[Any, Any]:
     """Operands that are no literals, each once."""
     pairs = zip(equation.invars, operands, strict=True)
-    return {atom: x for atom, x in pairs if not isinstance(atom, Literal)}
+    return {atom: x for atom, x in pairs if not isinstance(atom, programs.Literal)}
 
 
 def _is_elementwise(equation: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import jax
 import numpy as np
 
+from .known_paths import known_paths
 from .paths import holes, leaves_with_paths, listing
 from .selectors import Selector, compiled, matches
 
@@ -103,8 +104,8 @@ def _by_pattern(tree: Any, axes: Mapping[str, int], name: str) -> list[int | Non
     idle = [s for s, pattern in found.items() if not any(map(pattern.search, known))]
     if paths and idle:
         raise ValueError(
-            f"{name} has patterns that match no leaf: {listing(idle)}. Paths: "
-            f"{listing(known)}."
+            f"{name} has patterns that match no leaf: {listing(idle)}. "
+            f"{known_paths(known, idle[0])}"
         )
     first = lambda path: next((s for s, p in found.items() if p.search(path)), None)
     return [None if (s := first(path)) is None else int(axes[s]) for path in paths]

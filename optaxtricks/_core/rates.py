@@ -15,6 +15,7 @@ import optax
 
 from .build import transformation
 from .factors import times
+from .choices import for_optax
 from .paths import OneLeaf, is_hole
 from .schedules import at_step
 
@@ -52,7 +53,7 @@ def add_decay(weight_decay: Any, mask: Any = None) -> optax.GradientTransformati
         return jax.tree.map(one, updates, params, is_leaf=is_hole)
 
     decay = _by_number(rule, weight_decay=weight_decay)
-    return decay if mask is None else optax.masked(decay, mask)
+    return decay if mask is None else optax.masked(decay, for_optax(mask))
 
 
 def _by_number(rule: Rule, **named: Any) -> optax.GradientTransformationExtraArgs:

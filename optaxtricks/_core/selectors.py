@@ -7,11 +7,15 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from .choices import is_function
+from .known_paths import known_paths
 from .paths import holes, leaves_with_paths, listing, nearest, table_of
+from .patterns import whole_numbers
 
 Selector: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | Any
-"""A regular expression searched in the leaf's path, a predicate of (path, leaf), or
-a tree of bools (or a prefix of one) laid out like the parameters."""
+"""A regular expression searched in the leaf's path, numbers at its ends being whole
+ones, a predicate of (path, leaf), or a tree of bools (or a prefix of one) laid out like
+the parameters."""
 
 
 def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bool]:
@@ -31,11 +35,12 @@ def matches(tree: Any, selector: Selector, *, name: str = "selector") -> list[bo
     chosen = _predicate(selector, paths, name)
     found = [chosen(path, leaf) for path, leaf in leaves]
     # A predicate may look at the leaf, which a hole no longer has.
-    path_only = not callable(selector)
+    path_only = not is_function(selector)
     if leaves and not any(found):
         if not (path_only and any(_covers(chosen, path) for path in gaps)):
             raise ValueError(
-                f"{name} {describe(selector)} matches no leaf. Paths: {listing(paths)}."
+                f"{name} {describe(selector)} matches no leaf. "
+                f"{known_paths(paths, _text(selector))}"
             )
     return found
 
@@ -46,7 +51,7 @@ def hole_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     A predicate selects none: it may look at the leaf.
     """
     leaves, gaps = leaves_with_paths(tree), holes(tree)
-    if callable(selector):
+    if is_function(selector):
         return [False] * len(gaps)
     chosen = _predicate(selector, [path for path, _ in leaves] + gaps, name)
     return [_covers(chosen, path) for path in gaps]
@@ -60,7 +65,7 @@ def proper_matches(tree: Any, selector: Selector, *, name: str) -> list[bool]:
     found, gaps = matches(tree, selector, name=name), holes(tree)
     paths = [path for path, _ in leaves_with_paths(tree)] + gaps
     chosen = _predicate(selector, paths, name)
-    rest = callable(selector) or not all(_covers(chosen, path) for path in gaps)
+    rest = is_function(selector) or not all(_covers(chosen, path) for path in gaps)
     if found and all(found) and not (gaps and rest):
         raise ValueError(
             f"{name} {describe(selector)} matches every leaf. Paths: {listing(paths)}."
@@ -85,13 +90,19 @@ def describe(selector: Selector) -> str:
         return repr(selector.pattern)
     if isinstance(selector, str):
         return repr(selector)
-    return "(a predicate)" if callable(selector) else "(a tree of bools)"
+    return "(a predicate)" if is_function(selector) else "(a tree of bools)"
+
+
+def _text(selector: Selector) -> str:
+    """A pattern as text; nothing for what is none."""
+    text = getattr(selector, "pattern", selector)
+    return text if isinstance(text, str) else ""
 
 
 def compiled(pattern: str | re.Pattern[str], *, name: str) -> re.Pattern[str]:
-    """A compiled pattern, or a ValueError that names the argument."""
+    """A pattern, compiled by `whole_numbers`; or an error that names the argument."""
     try:
-        return re.compile(pattern)
+        return whole_numbers(pattern)
     except re.error as error:
         raise ValueError(
             f"{name} {pattern!r} is not a regular expression: {error}."
@@ -104,7 +115,7 @@ def _predicate(
     if isinstance(selector, str | re.Pattern):
         pattern = compiled(selector, name=name)
         return lambda path, leaf: pattern.search(path) is not None
-    if callable(selector):
+    if is_function(selector):
         return lambda path, leaf: _as_bool(selector(path, leaf), path, name)
     return _by_prefix(selector, paths, name)
 

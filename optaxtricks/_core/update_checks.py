@@ -106,7 +106,9 @@ def state_of(kind: type, state: Any, *, by: str) -> None:
     if not isinstance(state, kind):
         raise TypeError(
             f"{by} needs a state of type {kind.__name__}, as its init makes it, got "
-            f"{type(state).__name__}; update takes (updates, state, params)."
+            f"{type(state).__name__}; update takes (updates, state, params). A "
+            "checkpoint that is read without a target has lost such types: restore it "
+            "into the abstract state jax.eval_shape(tx.init, params)."
         )
 
 

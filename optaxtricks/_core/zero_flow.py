@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from . import programs
 from .data_flow import called
 
 # One operand in, and where that is zero, zeros out.
@@ -45,7 +45,7 @@ _FIRST_ZERO = {"div", "dynamic_slice", "gather"}
 _ALL_ZERO = {"add", "sub", "add_any", "max", "min", "concatenate", "scatter-add"}
 
 
-def zero_outputs(closed: ClosedJaxpr) -> list[bool]:
+def zero_outputs(closed: "programs.ClosedJaxpr") -> list[bool]:
     """For each output of a jaxpr, whether it is zero for all inputs.
 
     By rules for single operations, so a zero that comes about otherwise, such as
@@ -54,13 +54,15 @@ def zero_outputs(closed: ClosedJaxpr) -> list[bool]:
     return _outputs(closed.jaxpr, closed.consts, [False] * len(closed.jaxpr.invars))
 
 
-def _outputs(jaxpr: Jaxpr, consts: Sequence[Any], inputs: list[bool]) -> list[bool]:
+def _outputs(
+    jaxpr: "programs.Jaxpr", consts: Sequence[Any], inputs: list[bool]
+) -> list[bool]:
     zero = {v for v, is_zero in zip(jaxpr.invars, inputs, strict=True) if is_zero}
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         if _is_zero(const):
             zero.add(var)
     known = lambda atom: (
-        _is_zero(atom.val) if isinstance(atom, Literal) else atom in zero
+        _is_zero(atom.val) if isinstance(atom, programs.Literal) else atom in zero
     )
     for equation in jaxpr.eqns:
         operands = [known(atom) for atom in equation.invars]

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr
 
-from .._core import checks
+from .._core import checks, programs
 from .._core.factor_notes import asking, noted
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import leaves_with_paths
@@ -125,7 +124,7 @@ class _Row:
 
 def _traced(
     tx: optax.GradientTransformationExtraArgs, params: Any, state: Any, extra_args: Any
-) -> ClosedJaxpr:
+) -> "programs.ClosedJaxpr":
     """A step that gives the updates alone, gradients being what params are."""
     step = lambda grads, state, params, extra: jax.tree.leaves(
         tx.update(grads, state, params, **extra)[0]

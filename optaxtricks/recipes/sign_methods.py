@@ -211,9 +211,8 @@ def tiger(
         skip_nonfinite=shrink is not None,
     )
     size = [scale_by_param_rms(floor=rms_floor, rows=embeddings)] if relative else []
-    matrices = optax.chain(add_decay(weight_decay), *size)
     parts: dict[Any, Any] = {
-        "matrix": matrices,
+        "matrix": optax.chain(add_decay(weight_decay), *size),
         "vector": scale_by_number(scalar_factor),
     }
     labels = partial(kinds, vectors=vectors, embeddings=embeddings)

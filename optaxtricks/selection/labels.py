@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from .._core.known_paths import known_paths
 from .._core.paths import flatten, holes, leaves_with_paths, listing
 from .._core.selectors import compiled
 
@@ -51,7 +52,7 @@ class PathLabels:
         if idle:
             raise ValueError(
                 f"patterns that match no leaf: {listing(idle)}. "
-                f"Paths: {listing(known)}."
+                f"{known_paths(known, idle[0])}"
             )
 
 
@@ -60,7 +61,8 @@ def label_by_path(
 ) -> PathLabels:
     """Labels leaves by regular expressions searched in their paths.
 
-    The first pattern that matches decides. The result is what ``optax.partition``
+    The first pattern that matches decides; a number at its end is a whole one, as in
+    :func:`select`. The result is what ``optax.partition``
     takes as ``param_labels``. It gives ``nnx.State`` of Variables (which
     ``nnx.Optimizer`` passes to ``init``) and of arrays (which it passes to
     ``update``) the same labels.

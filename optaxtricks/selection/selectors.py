@@ -17,7 +17,10 @@ def select(tree: Any, selector: Selector) -> Any:
     is dropped, so Linen dicts, ``nnx.State`` and plain trees give the same path. A
     selector is one of
 
-    - a string or compiled pattern: a regular expression searched in the path;
+    - a string or compiled pattern: a regular expression searched in the path. One
+      that begins or ends with a digit finds whole numbers: ``layers/1`` and
+      ``layers/[12]`` are not found in ``layers/10``, but ``layers/\\d`` is. So do the
+      patterns of all functions here;
     - a predicate ``(path, leaf) -> bool``;
     - a tree of bools laid out like ``tree``, or a prefix of one.
 
@@ -46,6 +49,8 @@ def select(tree: Any, selector: Selector) -> Any:
       {'emb': False, 'layer': [{'b': False, 'w': True}]}
       >>> ot.select(params, lambda path, leaf: leaf < 1.5)
       {'emb': True, 'layer': [{'b': False, 'w': True}]}
+      >>> ot.select({f"layer_{i}": 0.0 for i in (1, 10)}, "layer_1")
+      {'layer_1': True, 'layer_10': False}
       >>> ot.select(params, {"emb": False, "layer": True})
       {'emb': False, 'layer': [{'b': True, 'w': True}]}
     """

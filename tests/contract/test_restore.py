@@ -150,3 +150,16 @@ def test_an_abstract_average_lies_where_its_parameter_does() -> None:
     assert ema["count"] == params["count"]
     traced = jax.eval_shape(init, params).ema
     assert layout(traced) == layout(ema)
+
+
+def test_a_checkpoint_read_without_a_target_names_the_cure() -> None:
+    params = {"w": jnp.ones(2)}
+    tx = ot.scale_by_lion()
+    data = flax.serialization.to_bytes(tx.init(params))
+    for state in (
+        flax.serialization.msgpack_restore(data),
+        flax.serialization.from_bytes(None, data),
+        jax.tree.leaves(tx.init(params)),
+    ):
+        with pytest.raises(TypeError, match=r"restore it into the abstract state jax"):
+            tx.update(params, state)

@@ -239,7 +239,7 @@ def test_injected_into_bfloat16_a_decay_wants_a_dtype():
     """Optax casts hyperparameters to the parameters' dtype, in which 0.999 is 1."""
     params = jnp.ones(2, jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):
-        with pytest.raises(ValueError, match="hyperparam_dtype=jnp.float32"):
+        with pytest.raises(ValueError, match=r"hyperparam_dtype=jnp\.float32"):
             optax.inject_hyperparams(ot.ema_params)(0.999).init(params)
         inject = optax.inject_hyperparams(ot.ema_params, hyperparam_dtype=jnp.float32)
         tx = inject(0.999)
