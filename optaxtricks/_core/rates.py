@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from .build import transformation
-from .factors import times
 from .choices import for_optax
+from .factors import times
 from .paths import OneLeaf, is_hole
 from .schedules import at_step
 
