@@ -35,7 +35,8 @@ def known_paths(paths: Sequence[str], wanted: str = "") -> str:
         )
     )
     near = sorted(paths, key=score)[:_NEAREST]
-    counted = ", ".join(f"{top!r} ({n} leaves)" for top, n in tops.most_common(_ALL))
+    count = lambda n: f" ({n} leaves)" if n > 1 else ""
+    counted = ", ".join(f"{top!r}{count(n)}" for top, n in tops.most_common(_ALL))
     more = f", and {len(tops) - _ALL} more" if len(tops) > _ALL else ""
     return (
         f"Top level: {counted}{more}. {'Nearest' if words else 'Such as'}: "
