@@ -23,5 +23,9 @@ def index_along(like: Any, axes: range) -> jax.Array:
         iota = jax.lax.broadcasted_iota(
             jnp.uint32, like.shape, axis, out_sharding=sharding
         )
-        total = total + (iota if stride == 1 else iota * np.uint32(stride))
+        if not isinstance(stride, int):  # of a symbolic shape
+            stride = jnp.asarray(stride).astype(jnp.uint32)
+            total = total + iota * stride
+        else:
+            total = total + (iota if stride == 1 else iota * np.uint32(stride))
     return total

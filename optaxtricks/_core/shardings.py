@@ -16,6 +16,16 @@ def typed_sharding(x: Any) -> Any:
     return sharding
 
 
+def on_device(x: Any) -> Any:
+    """The array in its devices' own memory, if it is known and lies in the host's."""
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+        return x
+    kind = next(iter(x.sharding.device_set)).default_memory().kind
+    if x.sharding.memory_kind in (None, kind):
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind(kind))
+
+
 def replicated(x: Any) -> Any:
     """The array whole on every device, where its type says how it is sharded."""
     sharding = typed_sharding(x)

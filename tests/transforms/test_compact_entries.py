@@ -193,6 +193,21 @@ def test_on_a_mesh_the_numbers_are_the_same(kind):
         assert got.sharding.is_equivalent_to(there.sharding, 2)
 
 
+@pytest.mark.parametrize("kind", ["pinned_host", "unpinned_host"])
+def test_parameters_in_the_memory_of_the_host(kind):
+    if kind not in {m.kind for m in jax.devices()[0].addressable_memories()}:
+        pytest.skip(f"no memory of the kind {kind}")
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    there = NamedSharding(mesh, P("x"), memory_kind=kind)
+    grads = RNG.standard_normal((8, 6), np.float32)
+    mask = RNG.random((8, 6)) < 0.3
+    for tx in (ot.compact_entries(optax.trace(0.5), mask), ot.keep_entries(mask)):
+        state = tx.init(jax.device_put(grads, there))
+        want = tx.init(jnp.asarray(grads))
+        jax.tree.map(np.testing.assert_array_equal, state, want)
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(state)} == {"device"}
+
+
 class Net(nnx.Module):
     def __init__(self):
         self.w = nnx.Param(jnp.ones((4, 2)), out_sharding=("x", "y"))
