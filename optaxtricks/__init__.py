@@ -4,6 +4,7 @@ import importlib
 import types
 import typing
 
+from .inspection import averaged_params as averaged_params
 from .inspection import collapse_metrics as collapse_metrics
 from .inspection import embedding_health as embedding_health
 from .inspection import metrics as metrics
@@ -71,6 +72,7 @@ __all__ = [
     "ScaleByPathState",
     "TigerState",
     "at_window_end",
+    "averaged_params",
     "child_tuning_d",
     "child_tuning_f",
     "collapse_metrics",

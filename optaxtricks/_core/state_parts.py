@@ -51,6 +51,13 @@ def owners(tx: optax.GradientTransformation, state: Any, params: Any) -> list[An
     ]
 
 
+def nodes_of(tree: Any, kind: Any) -> list[tuple[Any, Any]]:
+    """The nodes of a type, or of one of several, with the keys that lead to them."""
+    is_node = lambda node: isinstance(node, kind)
+    found = jax.tree.leaves_with_path(tree, is_leaf=is_node)
+    return [(keys, node) for keys, node in found if is_node(node)]
+
+
 def beside_params(
     tx: optax.GradientTransformation, state: Any, tree: Any, *, rest: Any, by: str
 ) -> Any:

@@ -8,6 +8,7 @@ except ImportError as error:
     ) from error
 
 from . import linen as linen
+from .averaged import averaged as averaged
 from .cache_taps import cache_taps as cache_taps
 from .half_swap import half_swap as half_swap
 from .row_embed import RowEmbed as RowEmbed
@@ -20,6 +21,7 @@ __all__ = [
     "RowEmbed",
     "SideLadder",
     "TapCache",
+    "averaged",
     "cache_taps",
     "half_swap",
     "linen",
