@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "transforms": {"_core", "selection"},
     "recipes": {"_core", "selection", "transforms"},
     "inspection": {"_core", "selection", "transforms"},
-    "nn": {"_core", "selection", "inspection"},
+    "nn": {"_core", "selection"},
     "plots": {"_core"},
 }
 # Rooms that need an extra: the facade opens them on use. Their files may share code.

@@ -78,6 +78,13 @@ def _owners(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
     ]
 
 
+def nodes_of(tree: Any, kind: Any) -> list[tuple[Any, Any]]:
+    """The nodes of a type, or of one of several, with the keys that lead to them."""
+    is_node = lambda node: isinstance(node, kind)
+    found = jax.tree.leaves_with_path(tree, is_leaf=is_node)
+    return [(keys, node) for keys, node in found if is_node(node)]
+
+
 def _ending(path: str, params: list[str]) -> str | None:
     fits = lambda end: not end or path == end or path.endswith("/" + end)
     return next((end for end in reversed(params) if fits(end)), None)

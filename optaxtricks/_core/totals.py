@@ -1,13 +1,18 @@
 """What one pass over a leaf can say of it: size, largest entry, zeros, active rows.
 
 On a CPU, XLA runs a reduction over a whole array one entry after the other, or, where
-several reductions read one array, writes temporary arrays of its size. Sums of 24 or 16
+several reductions read one array, writes temporary arrays of its size. Sums of 16
 neighbours are the exception: that loop it unrolls, and vectorises over the sums. So a
 leaf is read once, as rows of short runs, and the sums of the runs are added up then.
 A run never spans what a mesh axis divides, and what is added up over devices is a
 scalar.
+
+Squares of float32 numbers have twice the exponents that float32 has. They are summed up
+at three scales at once, powers of two apart, and the largest entry, known at the end,
+says which of the sums is the good one.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +21,12 @@ import numpy as np
 
 from .shardings import typed_sharding
 
-# The lengths of a run that XLA unrolls, and the runs a row must have: below that, a
-# mesh may divide a row into parts shorter than a run.
-_RUNS = (24, 16)
+# The length of a run that XLA unrolls with all its sums, and the runs a row must have:
+# below that, a mesh may divide a row into parts shorter than a run.
+_RUN = 16
 _RUNS_A_ROW = 8
+# What entries are multiplied by ahead of squaring.
+_SCALES = tuple(np.float32(2.0**power) for power in (-85, 0, 85))
 _LOW = np.uint32(255)
 
 
@@ -27,13 +34,14 @@ class Totals(NamedTuple):
     """Sums over leaves. Counts are split at the eighth bit: exact below 2**40.
 
     Attributes:
-      square: scalar, the sum of squared absolute values.
+      squares: three float32 scalars, the sums of squared absolute values at each
+        scale; some may have over- or underflowed, see :func:`root`.
       largest: scalar, the largest absolute value.
       zeros: two uint32 scalars, how many entries are zero.
       active: two uint32 scalars, how many rows are not all zero.
     """
 
-    square: jax.Array
+    squares: tuple[jax.Array, ...]
     largest: jax.Array
     zeros: Any
     active: Any
@@ -46,18 +54,26 @@ def leaf_totals(leaf: jax.Array) -> Totals:
     """
     size = jnp.abs(leaf)
     size = size.astype(np.promote_types(size.dtype, np.float32))
-    sums = _sums(size[None] if size.ndim == 0 else size)
-    square = sum((s.sum() for s, _, _ in sums), jnp.zeros((), size.dtype))
+    # Squares of all float32 numbers are float64 numbers.
+    easy = size.dtype == jnp.float64
+    scales = _SCALES[1:2] if easy else _SCALES
+    sums = _sums(size[None] if size.ndim == 0 else size, scales)
+    zero = jnp.zeros((), size.dtype)
+    parts = zip(*[squares for squares, _, _ in sums], strict=True)
+    squares = [sum((part.sum() for part in each), zero) for each in parts]
+    if easy:
+        squares = [squares[0] * scale.astype(zero.dtype) ** 2 for scale in _SCALES]
+    squares = tuple(square.astype(jnp.float32) for square in squares)
     largest = sums[0][1].max()
     for _, part, _ in sums[1:]:
         largest = jnp.maximum(largest, part.max())
     zeros = added([total_count(count, size.size) for _, _, count in sums])
     if leaf.ndim < 2:
-        return Totals(square, largest, zeros, split_count(jnp.zeros((), jnp.uint32)))
+        return Totals(squares, largest, zeros, split_count(jnp.zeros((), jnp.uint32)))
     # NaN is no zero: a row of NaN is active.
     moved = [(m != 0).any(axis=tuple(range(1, m.ndim))) for _, m, _ in sums]
     active = moved[0] if len(moved) == 1 else moved[0] | moved[1]
-    return Totals(square, largest, zeros, split_count(active.sum(dtype=jnp.uint32)))
+    return Totals(squares, largest, zeros, split_count(active.sum(dtype=jnp.uint32)))
 
 
 def merged(totals: list[Totals]) -> Totals:
@@ -65,13 +81,32 @@ def merged(totals: list[Totals]) -> Totals:
     largest = jnp.zeros((), jnp.float32)
     for one in totals:
         largest = jnp.maximum(largest, one.largest.astype(jnp.float32))
-    squares = [one.square.astype(jnp.float32) for one in totals]
+    zero = jnp.zeros((), jnp.float32)
     return Totals(
-        square=sum(squares, jnp.zeros((), jnp.float32)),
+        squares=tuple(
+            sum((one.squares[i] for one in totals), zero) for i in range(len(_SCALES))
+        ),
         largest=largest,
         zeros=added([one.zeros for one in totals]),
         active=added([one.active for one in totals]),
     )
+
+
+def root(total: Totals, *, entries: int, over: int = 1) -> jax.Array:
+    """The root of the sum of squares of so many entries, divided by a number.
+
+    Squares that the scale makes too small are together less than the fraction
+    `entries**2 / 2**83` of the sum.
+    """
+    # What scaled entries are below, so that their squares do not overflow together.
+    top = 2.0 ** (63.5 - math.log2(max(entries, 1)) / 2)
+    roots = [
+        jnp.sqrt(square / np.float32(over)) / scale
+        for square, scale in zip(total.squares, _SCALES, strict=True)
+    ]
+    small = total.largest < np.float32(top) / _SCALES[2]
+    large = total.largest >= np.float32(top)  # NaN is neither, and in all sums
+    return jnp.where(large, roots[0], jnp.where(small, roots[2], roots[1]))
 
 
 def total_count(counts: jax.Array, at_most: int) -> Any:
@@ -133,25 +168,35 @@ def _carried(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     return high + (low >> 8), low & _LOW
 
 
-def _sums(size: jax.Array) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+def _sums(
+    size: jax.Array, scales: tuple[np.float32, ...]
+) -> list[tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]:
     """Sums of squares, maxima and numbers of zeros, of runs or of single entries."""
+    # XLA would square a constant by itself, and that is no float32 number.
+    hidden = jax.lax.optimization_barrier([jnp.asarray(k, size.dtype) for k in scales])
+    squares = lambda x: tuple(jnp.square(x * k) for k in hidden)
+    zeros = lambda x, kind: (x == 0).astype(kind)
     columns = size.shape[-1]
-    run = next((run for run in _RUNS if columns % run == 0), _RUNS[-1])
-    if columns < run * _RUNS_A_ROW or typed_sharding(size) is not None:
-        return [(jnp.square(size), size, (size == 0).astype(jnp.uint32))]
-    whole = columns // run * run
-    shape = (*size.shape[:-1], whole // run, run)
+    if columns < _RUN * _RUNS_A_ROW or typed_sharding(size) is not None:
+        return [(squares(size), size, zeros(size, jnp.uint32))]
+    whole = columns // _RUN * _RUN
+    shape = (*size.shape[:-1], whole // _RUN, _RUN)
+    over = lambda x: _over_runs(squares(x), x, zeros(x, jnp.uint8))
     if whole == columns:
-        return [_over_runs(size.reshape(shape))]
+        return [over(size.reshape(shape))]
     rest = size[..., whole:].reshape(*size.shape[:-1], 1, columns - whole)
-    return [_over_runs(size[..., :whole].reshape(shape)), _over_runs(rest)]
+    return [over(size[..., :whole].reshape(shape)), over(rest)]
 
 
-def _over_runs(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The three sums over the last axis, in one pass."""
-    start = np.zeros((), size.dtype)
-    merge = lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1]), x[2] + y[2])
-    operands = jnp.square(size), size, (size == 0).astype(jnp.uint32)
-    return jax.lax.reduce(
-        operands, (start, start, np.uint32(0)), merge, (size.ndim - 1,)
-    )
+def _over_runs(
+    squares: tuple[jax.Array, ...], size: jax.Array, zero: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
+    """The sums over the last axis, in one pass."""
+
+    def merge(x: Any, y: Any) -> Any:
+        added = tuple(a + b for a, b in zip(x[0], y[0], strict=True))
+        return added, jnp.maximum(x[1], y[1]), x[2] + y[2]
+
+    operands = squares, size, zero
+    starts = jax.tree.map(lambda x: np.zeros((), x.dtype), operands)
+    return jax.lax.reduce(operands, starts, merge, (size.ndim - 1,))

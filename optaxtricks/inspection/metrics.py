@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._core.state_parts import nodes_of
 from ..transforms.monitor_groups import MonitorGroupsState
 
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
@@ -47,7 +48,7 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
       (1.0, 0.5)
     """
     found: dict[str, jax.Array] = {}
-    for _, state in _nodes(opt_state, MonitorGroupsState):
+    for _, state in nodes_of(opt_state, MonitorGroupsState):
         if not isinstance(state.readings, dict):
             continue  # a monitor of no leaf
         for name, groups in state.readings.items():
@@ -76,7 +77,7 @@ def _by_layer(prefix: str, readings: dict[str, Any]) -> list[tuple[str, jax.Arra
 
 def _hyperparams(tree: Any, above: tuple[str, ...]) -> dict[str, jax.Array]:
     found: dict[str, jax.Array] = {}
-    for keys, state in _nodes(tree, _INJECTED):
+    for keys, state in nodes_of(tree, _INJECTED):
         # Keys of a dict in a state are the labels of optax.partition.
         labels = [str(k.key) for k in keys if isinstance(k, jax.tree_util.DictKey)]
         parts = (*above, *labels)
@@ -97,13 +98,6 @@ def _fresh(name: str, taken: dict[str, Any]) -> str:
         count += 1
         fresh = f"{name}#{count}"
     return fresh
-
-
-def _nodes(tree: Any, kind: Any) -> list[tuple[Any, Any]]:
-    """The nodes of this type, with the keys that lead to them."""
-    is_node = lambda node: isinstance(node, kind)
-    found = jax.tree.leaves_with_path(tree, is_leaf=is_node)
-    return [(keys, node) for keys, node in found if is_node(node)]
 
 
 def _array(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An NNX model that holds the moving average of its parameters for a while."""
+"""An NNX model that computes with the averages of its parameters, for a while."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,37 +7,34 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..inspection.averaged_params import averaged_params
+from .._core import averages
 
 
 @contextlib.contextmanager
 def averaged(model: Any, optimizer: nnx.Optimizer) -> Iterator[None]:
-    """Puts the averages of :func:`ema_params` into an NNX model, and takes them out.
+    """Puts the averages of :func:`ema_params` into a model until the block ends.
 
-    .. code-block:: python
-
-        with ot.nn.averaged(model, optimizer):
-            score = evaluate(model)
+    Then the trained values come back, whatever happened: the very arrays, where the
+    block was left by an exception too. What else the model changes inside, such as
+    batch statistics, stays. A block inside a block changes nothing more.
 
     Guarantees:
-      - Inside, the parameters that ``optimizer`` averages hold their averages, each in
-        its own dtype: :func:`averaged_params` of what ``wrt`` chooses. All else, batch
-        statistics for instance, stays as it is, and what changes of it goes on.
-      - On leaving, by an error too, they hold what they held before, bit for bit and in
-        the same buffers. What became of them inside is lost: do not train there. One
-        ``with`` inside another is harmless.
-      - A call of :func:`jax.jit` inside may donate the model: the averages are copies.
+      - Values keep their dtypes, and values without an average stay as they are.
+      - No Variable holds a buffer of the optimizer's state.
+      - It works in ``nnx.jit``, around the whole block.
 
     Args:
-      model: an NNX module.
-      optimizer: its ``nnx.Optimizer``, with :func:`ema_params` in its chain.
+      model: the module that the optimizer trains.
+      optimizer: its ``nnx.Optimizer``, with whatever ``wrt``, whose transformation has
+        :func:`ema_params` in it.
 
     Returns:
-      A context manager that yields nothing.
+      A context manager.
 
     Raises:
-      ValueError: as :func:`averaged_params`.
-      TypeError: ``optimizer`` is none.
+      ValueError: no average, or two of one leaf; and where the optimizer took a step
+        inside the block, which would be lost.
+      TypeError: an argument of the wrong kind.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,19 +44,33 @@ def averaged(model: Any, optimizer: nnx.Optimizer) -> Iterator[None]:
       >>> model = nnx.Dict(w=nnx.Param(jnp.array([4.0])))
       >>> tx = optax.chain(optax.sgd(1.0), ot.ema_params(0.5))
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-      >>> _ = optimizer.update(model, nnx.grad(lambda m: 2 * m.w.sum())(model))
+      >>> _ = optimizer.update(model, nnx.State({"w": nnx.Param(jnp.array([2.0]))}))
       >>> with ot.nn.averaged(model, optimizer):
-      ...     model.w[...].tolist()
+      ...     print(model.w[...].tolist())
       [3.0]
       >>> model.w[...].tolist()
       [2.0]
     """
     if not isinstance(optimizer, nnx.Optimizer):
         raise TypeError(f"optimizer must be an nnx.Optimizer, got {optimizer!r}.")
-    params = nnx.state(model, optimizer.wrt)
-    held, layout = jax.tree.flatten(params)
-    nnx.update(model, averaged_params(params, optimizer.opt_state))
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be an nnx.Module, got {model!r}.")
+    leaves, layout = jax.tree.flatten(nnx.state(model, optimizer.wrt))
+    now = lambda: jax.tree.unflatten(layout, leaves)
+    step = optimizer.step[...]
+    nnx.update(model, averages.averaged(now(), optimizer.opt_state, by="averaged"))
     try:
         yield
     finally:
-        nnx.update(model, jax.tree.unflatten(layout, held))
+        nnx.update(model, now())
+    if _differ(step, optimizer.step[...]):
+        raise ValueError(
+            "the optimizer took a step inside of averaged, where the model holds "
+            "averages: the step is lost. Train outside of the block."
+        )
+
+
+def _differ(before: Any, after: Any) -> bool:
+    if isinstance(before, jax.core.Tracer) or isinstance(after, jax.core.Tracer):
+        return before is not after
+    return bool(before != after)

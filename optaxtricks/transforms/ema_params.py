@@ -1,6 +1,6 @@
 """A moving average of the parameters, kept beside the optimizer's own state."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +9,10 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.alignment import Beside
+from .._core.averages import EmaParamsState as EmaParamsState
 from .._core.build import transformation
 from .._core.paths import flatten
 from .._core.schedules import at_step
-
-
-class EmaParamsState(NamedTuple):
-    """State of :func:`ema_params`.
-
-    Attributes:
-      ema: the average, laid out like the parameters, in the dtype asked for; the
-        parameters themselves until something has been averaged.
-      step: int32 scalar, the number of earlier averages; ``None`` with a decay that is
-        no schedule.
-      call: int32 scalar, the number of earlier calls of this window; ``None`` where
-        every call takes an average.
-      weight: one minus the product of the decays so far: how much of an average begun
-        at zero the parameters would make up. A float32 scalar and, as that alone would
-        stand still near 1, another with what its rounding left. ``None`` without
-        ``debias``.
-    """
-
-    ema: optax.Params
-    step: jax.Array | None
-    call: jax.Array | None
-    weight: tuple[jax.Array, jax.Array] | None
 
 
 def ema_params(

@@ -13,7 +13,7 @@ from .._core.build import transformation
 from .._core.groups import Labels, group_labels
 from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
-from .._core.totals import Totals, fraction, leaf_totals, merged, with_known
+from .._core.totals import Totals, fraction, leaf_totals, merged, root, with_known
 from ..selection.row_sparse import RowSparse
 
 _READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
@@ -64,12 +64,15 @@ def monitor_groups(
       - Updates pass bit for bit.
       - Sums are taken in float32 or wider, counts in integers: exact below
         :math:`2^{40}` entries a label and :math:`2^{32}` entries a row.
+      - ``norm`` and ``rms`` do not over- or underflow on the way: they are right up to
+        rounding for all normal float32 numbers, of up to :math:`2^{30}` entries a
+        label. Subnormal ones may count as zero.
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
       - A stack is read where it lies, whatever its layer axis.
       - No communication but scalars, one a layer of stacks, and one bit a row for
         leaves whose rows are divided over devices, into parts of equal length of at
-        least 24 entries. Nothing waits for the device.
+        least 16 entries. Nothing waits for the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
@@ -233,8 +236,8 @@ def _readings(leaves: list[Any]) -> dict[str, jax.Array]:
     return {
         "active_row_fraction": fraction(total.active, rows),
         "max": total.largest,
-        "norm": jnp.sqrt(total.square),
-        "rms": jnp.sqrt(total.square / np.float32(max(entries, 1))),
+        "norm": root(total, entries=entries),
+        "rms": root(total, entries=entries, over=max(entries, 1)),
         "zero_fraction": fraction(total.zeros, entries),
     }
 

@@ -37,7 +37,29 @@ CURVES = [
     Row("history", [{"a": ["x"]}, {"a": {}}], TypeError, "must hold real numbers"),
     Row("steps", [[1], [1, 2, 3], 0], ValueError, r"steps must have shape \(2,\)"),
 ]
+AVERAGED: Any = ot.ema_params(0.5)
 INSPECTION: dict[str, Entry] = {
+    "averaged_params": Entry(
+        ot.averaged_params,
+        {"params": params(), "opt_state": AVERAGED.init(params())},
+        [
+            Row("params", [{}, None, {"emb": jnp.ones((4, 2))}], ValueError, "no such"),
+            Row("params", [jnp.ones(2), 3, "x"], ValueError, "no such leaf"),
+            Row(
+                "params",
+                [{**params(), "emb": jnp.ones((2, 2))}, {**params(), "emb": "x"}],
+                ValueError,
+                "at 'emb', of which opt_state has an average of shape",
+            ),
+            Row("opt_state", [None, {}, 3, "x", params()], ValueError, "no average"),
+            Row(
+                "opt_state",
+                [(AVERAGED.init(params()),) * 2],
+                ValueError,
+                "two averages of the leaf at 'b'",
+            ),
+        ],
+    ),
     "collapse_metrics": Entry(
         ot.collapse_metrics,
         {"z": jnp.ones((3, 2))},
@@ -68,14 +90,6 @@ INSPECTION: dict[str, Entry] = {
             Row("table", [jnp.ones((2, 2), int)], TypeError, "floating-point leaves"),
             Row("table", [jnp.ones((), float)], ValueError, "table must have rows"),
             Row("table", [jnp.ones((0, 3))], ValueError, "table must have rows"),
-        ],
-    ),
-    "averaged_params": Entry(
-        ot.averaged_params,
-        {"params": params(), "opt_state": ot.ema_params(0.5).init(params())},
-        [
-            Row("params", [{}, {"b": 1.0}], ValueError, "params does not have"),
-            Row("opt_state", [None, {}, 3], ValueError, "has no average"),
         ],
     ),
     "metrics": Entry(

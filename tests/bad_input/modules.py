@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from tests.bad_input.rows import (
@@ -46,9 +47,31 @@ IDS = [
     Row("ids", [jnp.ones(2), np.ones(2), 0.5], ValueError, "ids must be integers"),
     Row("ids", [None, "x", RAGGED], TypeError, "ids must be an array"),
 ]
+
+
+def held(model: Any, optimizer: Any) -> None:
+    with ot.nn.averaged(model, optimizer):
+        pass
+
+
+def optimizer_of(tx: Any) -> Any:
+    return nnx.Optimizer(MODEL, tx, wrt=nnx.Param)
+
+
+MODEL: Any = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
 NOT_A_FUNCTION = [None, 1, "loss"]
 TAPS = {"backbone_fn": lambda batch: batch["x"] + 1, "batches": BATCH}
 MODULES: dict[str, Entry] = {
+    "averaged": Entry(
+        held,
+        {"model": MODEL, "optimizer": optimizer_of(ot.ema_params(0.5))},
+        [
+            Row("model", [None, 3, {}, nnx.state(MODEL)], TypeError, "nnx.Module, got"),
+            Row("model", [nnx.Linear(2, 3, rngs=nnx.Rngs(0))], ValueError, "of shape"),
+            Row("optimizer", [None, optax.sgd(0.1), ()], TypeError, "be an nnx.Opt"),
+            Row("optimizer", [optimizer_of(optax.sgd(0.1))], ValueError, "no average"),
+        ],
+    ),
     "half_swap": Entry(
         ot.nn.half_swap,
         {"x": jnp.ones((2, 4))},
@@ -145,17 +168,7 @@ RUNGS = [
     Row("param_dtype", [None, 3, object()], TypeError, "param_dtype must be a dtype"),
     Row("param_dtype", [int, bool], ValueError, "be a floating dtype"),
 ]
-AVERAGING = nnx.Optimizer(SIDE_MODEL, ot.ema_params(0.5), wrt=nnx.Param)
-PLAIN = nnx.Optimizer(SIDE_MODEL, ot.scale_by_lion(), wrt=nnx.Param)
 MODULES |= {
-    "averaged": Entry(
-        lambda **how: ot.nn.averaged(**how).__enter__(),
-        {"model": SIDE_MODEL, "optimizer": AVERAGING},
-        [
-            Row("optimizer", [None, 3], TypeError, "must be an nnx.Optimizer"),
-            Row("optimizer", [PLAIN], ValueError, "opt_state has no average"),
-        ],
-    ),
     "side_filter": Entry(
         ot.nn.side_filter,
         {"model": SIDE_MODEL, "side": "side"},
