@@ -49,7 +49,6 @@ class Case:
       by_structure: a part of it, Optax's own, wants the containers of `init` again.
       slow: a variant of another row, which the contract tests take up among the slow
         ones.
-      abstract_init: `init` takes parameters that are `jax.ShapeDtypeStruct`.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -68,7 +67,6 @@ class Case:
     widens: bool = False
     by_structure: bool = False
     slow: bool = False
-    abstract_init: bool = True
 
     def make(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """A fresh transformation for parameters laid out like these."""
@@ -395,7 +393,6 @@ CASES: dict[str, Case] = {
         inject=("decay",),
         whole_numbers=True,
         ulps=4,
-        abstract_init=False,
     ),
     "ema_params_debiased": Case(
         ot.ema_params,
@@ -407,7 +404,6 @@ CASES: dict[str, Case] = {
         },
         whole_numbers=True,
         ulps=4,
-        abstract_init=False,
     ),
     "lion": Case(
         ot.lion,

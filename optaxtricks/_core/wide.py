@@ -32,7 +32,10 @@ def in_float32(
 
 
 def _widened(tree: Any) -> Any:
-    def wide(leaf: Any) -> jax.Array:
+    def wide(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            dtype = np.promote_types(leaf.dtype, np.float32)
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         leaf = jnp.asarray(leaf)
         return leaf.astype(np.promote_types(leaf.dtype, np.float32))
 

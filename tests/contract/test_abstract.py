@@ -11,8 +11,7 @@ from flax import nnx
 from tests.cases import CASES, Case
 from tests.problems import NnxNet, assert_same, gradients, layout
 
-ABSTRACT = {name: case for name, case in CASES.items() if case.abstract_init}
-each_case = pytest.mark.parametrize("case", ABSTRACT.values(), ids=ABSTRACT)
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def abstract(params: Any) -> Any:

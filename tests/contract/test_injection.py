@@ -12,6 +12,7 @@ import pytest
 import optaxtricks
 from tests.bad_input.factories import FACTORIES
 from tests.bad_input.rows import params
+from tests.cases import CASES
 from tests.problems import assert_same, gradients, layout
 
 # Bad arguments are given on purpose.
@@ -35,9 +36,7 @@ def needed(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     arguments = {key: value for key, value in good.items() if key in bare}
     if name == "scale_by_depth":  # one of two ways to name layers
         arguments["stacked"] = good["stacked"]
-    plain = [key for key in STRUCTURAL if key in signature]
-    whole = [key for key in plain if isinstance(signature[key].default, int)]
-    return arguments, tuple(key for key in plain if key in [*arguments, *whole])
+    return arguments, tuple(key for key in STRUCTURAL if key in arguments)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -68,10 +67,10 @@ def test_numbers_in_the_dtype_of_the_parameters_work_too(name: str) -> None:
     for step in tx.update, jax.jit(tx.update):
         updates, after = step(gradients(at), state, at)
         assert layout(after) == layout(state)
-        assert layout(updates) == layout(at)
+        assert layout(updates) == layout(CASES[name].as_updates(at))
 
 
-SHOWN = {"accumulate_steps": 2, "every": 2, "key": 0}
+SHOWN = {"accumulate_steps": 2, "every": 2}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +88,14 @@ def test_a_structural_argument_names_static_args(name: str, argument: str) -> No
     tx = optax.inject_hyperparams(getattr(ot, name), static)(**arguments)
     with pytest.raises(TypeError, match=rf'static_args=\("{argument}",\)'):
         tx.init(tree("float32"))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_key_among_the_numbers_is_the_same_key(dtype: Any) -> None:
+    params = jnp.ones(8, dtype)
+    make: Any = optax.inject_hyperparams(ot.gradient_dropout)
+    state: Any = make(0.5, key=7).init(params)
+    assert_same(state.inner_state, ot.gradient_dropout(0.5, key=7).init(params))
 
 
 def test_a_mask_that_is_a_function_is_not_taken_for_a_schedule() -> None:
@@ -125,7 +132,11 @@ NARROW = [
 ]
 
 
-@pytest.mark.parametrize(("factory", "arguments", "name"), NARROW, ids=str)
+@pytest.mark.parametrize(
+    ("factory", "arguments", "name"),
+    NARROW,
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_decay_that_became_one_names_the_cure(
     factory: Any, arguments: dict[str, Any], name: str
 ) -> None:
