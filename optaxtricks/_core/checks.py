@@ -122,6 +122,17 @@ def array(**named: Any) -> jax.Array:
     raise TypeError(f"{name} must be an array of numbers, got {value!r}.")
 
 
+def real_array(**named: Any) -> jax.Array:
+    """The argument as a JAX array of real floating-point numbers, likewise."""
+    ((name, _),) = named.items()
+    found = array(**named)
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must hold real floating-point numbers, got dtype {found.dtype}."
+        )
+    return found
+
+
 def leaf_mask(**named: Any) -> None:
     """Rejects all but None, a function, and a tree of bools: Optax's `mask`."""
     for name, value in named.items():

@@ -67,8 +67,7 @@ def collapse_metrics(z: Any) -> dict[str, jax.Array]:
       Vetterli, 2007, "The effective rank: a measure of effective dimensionality",
       which takes singular values of the data where this takes eigenvalues.
     """
-    z = checks.array(z=z)
-    checks.inexact_leaves(z, by="collapse_metrics", allow_complex=False)
+    z = checks.real_array(z=z)
     if z.ndim != 2 or z.shape[0] < 2 or z.shape[1] < 1:
         raise ValueError(
             "z must have shape (n, d) with at least 2 rows and 1 column, "

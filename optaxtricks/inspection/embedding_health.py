@@ -44,8 +44,7 @@ def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:
       Su, 2023, "Embeddings and the sign optimizers", kexue.fm archive 9736.
     """
     checks.positive(weight_decay=weight_decay)
-    table = checks.array(table=table)
-    checks.inexact_leaves(table, by="embedding_health", allow_complex=False)
+    table = checks.real_array(table=table)
     if jnp.ndim(table) == 0 or not jnp.size(table):
         raise ValueError(f"table must have rows, got shape {jnp.shape(table)}.")
     size = jnp.abs(table.astype(jnp.float32)) * jnp.asarray(weight_decay, jnp.float32)

@@ -68,7 +68,8 @@ def fisher_information(
         afresh in each call, so what ``log_likelihood`` closes over is current. Under
         an outer ``jit`` it is part of that program, which you may keep.
       - Gradients have the dtype of their parameter and are squared and summed in
-        float32.
+        float32, term by term: entries below 1e-19 or above 1e19 leave its range when
+        squared, and past :math:`2^{24}` terms a typical one is lost in the sum.
 
     Args:
       log_likelihood: ``(params, example) -> log p``; ``example`` is an entry of a

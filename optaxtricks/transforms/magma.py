@@ -81,7 +81,9 @@ def magma(
       - A leaf that is skipped gets exactly zero, also where its update is NaN.
       - Skips are a pure function of key, step and path; those of
         :func:`update_dropout` with the same key.
-      - Updates keep structure, shapes and dtypes; sums are in float32 or wider.
+      - Updates keep structure, shapes and dtypes; sums are in float32 or wider, in
+        which entries below 1e-19 or above 1e19 leave the range when squared: there
+        nothing, or NaN, is known of the alignment.
       - On any sharding it adds three scalars a leaf to ``inner``'s communication.
 
     Args:

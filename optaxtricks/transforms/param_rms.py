@@ -33,7 +33,8 @@ def scale_by_param_rms(
 
     Guarantees:
       - Updates keep structure, shapes and dtypes; the mean is taken in float32 or
-        wider, over the parameters before the step.
+        wider, over the parameters before the step (of entries from 1e-19 to 1e19:
+        beyond, their squares leave its range).
       - With ``floor > 0`` leaves of zeros can move; with 0 they never do.
       - Communication: a scalar a leaf, and a vector of row sums for ``rows`` whose
         columns are sharded.

@@ -40,7 +40,12 @@ def test_half_of_a_row_is_not_more_than_half():
         (jnp.ones((2, 2)), 0.0, ValueError, "weight_decay must be positive"),
         (jnp.ones(()), 0.1, ValueError, r"table must have rows, got shape \(\)"),
         (jnp.ones((0, 3)), 0.1, ValueError, "table must have rows"),
-        (jnp.ones((2, 2), int), 0.1, TypeError, "needs floating-point leaves"),
+        (
+            jnp.ones((2, 2), int),
+            0.1,
+            TypeError,
+            "table must hold real floating-point numbers",
+        ),
     ],
     ids=str,
 )
