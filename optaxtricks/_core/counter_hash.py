@@ -30,6 +30,9 @@ from .positions import index_along
 _FIRST, _SECOND, _THIRD = (np.uint32(c) for c in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))
 _GOLDEN = np.uint32(0x9E3779B9)
 WORD = 2**32
+# In newer releases of JAX at home in jax.errors.
+_NAME = "InconclusiveDimensionOperation"
+_INCONCLUSIVE = getattr(jax.errors if hasattr(jax.errors, _NAME) else jax.core, _NAME)
 
 Granularity = Literal["element", "row", "leaf"]
 GRANULARITIES = ("element", "row", "leaf")
@@ -165,21 +168,30 @@ def index_axes(
     """The axes counted by the high and by the low index word of an entry.
 
     The low word counts as many trailing axes as fit into it and the high word the
-    rest, so two entries never share both words.
+    rest, so two entries never share both words. A symbolic size of `jax.export` counts
+    as one that fits, unless it cannot be: so the axes are those of the concrete shape.
 
     Raises:
       ValueError: one axis, or all that is left for the high word, exceeds a word.
     """
     end = {"element": len(shape), "row": min(1, len(shape)), "leaf": 0}[granularity]
     start = end
-    while start > 0 and math.prod(shape[start - 1 : end]) <= word:
+    while start > 0 and _fits(math.prod(shape[start - 1 : end]), word):
         start -= 1
-    if start == end > 0 or math.prod(shape[:start]) > word:
+    if start == end > 0 or not _fits(math.prod(shape[:start]), word):
         raise ValueError(
             f"a leaf of shape {tuple(shape)} has more than 2**32 entries on one axis "
             "or on its leading axes together; reshape it."
         )
     return range(start), range(start, end)
+
+
+def _fits(count: Any, word: int) -> bool:
+    """Whether a word counts so many, or may do so where the number is symbolic."""
+    try:
+        return bool(count <= word)
+    except _INCONCLUSIVE:
+        return True
 
 
 def _mix(x: Any, second: Any) -> Any:

@@ -78,6 +78,8 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
       - The choice is a pure function of (key, step, leaf path, entry index), and a
         neighbour is the same wherever it is worked out: the same under ``jit``, on any
         sharding and device count, and after a restore.
+      - ``jax.export`` takes symbolic shapes, and rounds as for the shapes themselves; a
+        leaf past :math:`2^{32}` entries needs a constraint that says so.
       - In a compiled step it is fused into the pass that adds the update: no array of
         random numbers, no float32 array in memory, no communication on any sharding.
       - Derivatives through the update take the rounding for a constant.
