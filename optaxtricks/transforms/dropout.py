@@ -24,10 +24,12 @@ from .._core.counter_hash import (
 from .._core.noise import NOISE
 from .._core.paths import leaves_with_paths, path_order
 from .._core.schedules import at_step
+from .._core.serialized import serialized_state
 
 Distribution = Literal["bernoulli", "gaussian"]
 
 
+@serialized_state
 class DropoutState(NamedTuple):
     """State of :func:`gradient_dropout` and :func:`update_dropout`.
 

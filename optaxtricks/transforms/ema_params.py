@@ -12,8 +12,10 @@ from .._core.alignment import Beside
 from .._core.build import transformation
 from .._core.paths import flatten
 from .._core.schedules import at_step
+from .._core.serialized import serialized_state
 
 
+@serialized_state
 class EmaParamsState(NamedTuple):
     """State of :func:`ema_params`.
 

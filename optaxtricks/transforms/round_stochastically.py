@@ -17,8 +17,10 @@ from .._core.counter_hash import (
 )
 from .._core.paths import leaves_with_paths, path_order
 from .._core.rounding import is_narrow, rounded_step
+from .._core.serialized import serialized_state
 
 
+@serialized_state
 class RoundStochasticallyState(NamedTuple):
     """State of :func:`round_stochastically`.
 
