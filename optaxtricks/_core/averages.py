@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from .paths import flatten, leaves_with_paths, listing
+from .serialized import serialized_state
 from .state_parts import nodes_of
 
 
+@serialized_state
 class EmaParamsState(NamedTuple):
     """State of :func:`ema_params`.
 

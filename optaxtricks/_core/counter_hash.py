@@ -30,6 +30,9 @@ from .positions import index_along
 _FIRST, _SECOND, _THIRD = (np.uint32(c) for c in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))
 _GOLDEN = np.uint32(0x9E3779B9)
 WORD = 2**32
+# In newer releases of JAX at home in jax.errors.
+_NAME = "InconclusiveDimensionOperation"
+_INCONCLUSIVE = getattr(jax.errors if hasattr(jax.errors, _NAME) else jax.core, _NAME)
 
 Granularity = Literal["element", "row", "leaf"]
 GRANULARITIES = ("element", "row", "leaf")
@@ -165,7 +168,8 @@ def index_axes(
     """The axes counted by the high and by the low index word of an entry.
 
     The low word counts as many trailing axes as fit into it and the high word the
-    rest, so two entries never share both words.
+    rest, so two entries never share both words. A symbolic size of `jax.export` counts
+    as one that fits, unless it cannot be: so the axes are those of the concrete shape.
 
     Raises:
       ValueError: one axis, or all that is left for the high word, exceeds a word.
@@ -182,11 +186,11 @@ def index_axes(
     return range(start), range(start, end)
 
 
-def _fits(size: Any, word: int) -> bool:
-    """Whether a word counts so many; a symbolic size is taken to fit if it can."""
+def _fits(count: Any, word: int) -> bool:
+    """Whether a word counts so many, or may do so where the number is symbolic."""
     try:
-        return bool(size <= word)
-    except Exception:  # JAX cannot tell, and has a name for it that moves about
+        return bool(count <= word)
+    except _INCONCLUSIVE:
         return True
 
 

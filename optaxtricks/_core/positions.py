@@ -23,9 +23,12 @@ def index_along(like: Any, axes: range) -> jax.Array:
         iota = jax.lax.broadcasted_iota(
             jnp.uint32, like.shape, axis, out_sharding=sharding
         )
-        if not isinstance(stride, int):  # of a symbolic shape
-            stride = jnp.asarray(stride).astype(jnp.uint32)
-            total = total + iota * stride
-        else:
-            total = total + (iota if stride == 1 else iota * np.uint32(stride))
+        total = total + (iota if stride == 1 else iota * _as_word(stride))
     return total
+
+
+def _as_word(stride: Any) -> Any:
+    """A stride as uint32; one of symbolic sizes is known when the program runs."""
+    if isinstance(stride, int):
+        return np.uint32(stride)
+    return jnp.asarray(stride).astype(jnp.uint32)

@@ -8,10 +8,12 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.counter_hash import AxisName
 from .._core.frozen_leaves import floats_alone, with_others
+from .._core.serialized import serialized_state
 from ..transforms.dropout import gradient_dropout
 from ..transforms.keep_entries import KeepEntriesState, keep_entries
 
 
+@serialized_state
 class ChildTuningDState(NamedTuple):
     """State of :func:`child_tuning_d`.
 

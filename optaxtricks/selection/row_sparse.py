@@ -9,12 +9,14 @@ import numpy as np
 from .._core import checks
 from .._core.paths import OneLeaf
 from .._core.row_ids import check_ids, ids_array, in_range
+from .._core.serialized import serialized_node
 from .._core.shardings import typed_sharding, whole_rows
 
 # What a map over arrays leaves of this number tells whether it changed the indices.
 _SEAL = np.full((), 0x5EED5, np.int32)
 
 
+@serialized_node(tuple)
 @jax.tree_util.register_pytree_with_keys_class
 class RowSparse(OneLeaf):
     r"""Rows ``values`` at ``indices`` of a table, and zero elsewhere.
@@ -33,6 +35,8 @@ class RowSparse(OneLeaf):
       - Arithmetic on the arrays (a sum, a difference, a product, a mean over devices)
         is found out by a third of them, a constant: an error or, where it is traced,
         rows of NaN. ``jnp.zeros_like`` of them is a gradient of no rows.
+      - ``jax.export`` serializes programs that take or give such nodes; to read one,
+        import this package first.
 
     Args:
       indices: integers of shape ``(k,)`` in ``[0, num_rows]``; ``num_rows`` is

@@ -8,10 +8,12 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.serialized import serialized_state
 from .._core.windows import counts_calls, first_call, next_call
 
 
 @counts_calls(rests="inner")
+@serialized_state
 class AtWindowEndState(NamedTuple):
     """State of :func:`at_window_end`.
 

@@ -20,6 +20,7 @@ from .._core.entry_masks import (
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.paths import leaves_with_paths, path_order
+from .._core.serialized import serialized_state
 from .._core.shardings import on_device, replicated, typed_sharding
 
 # All of a leaf, nothing, or some entries.
@@ -28,6 +29,7 @@ _Part: TypeAlias = bool | KeptEntries
 _Indices: TypeAlias = dict[int, jax.Array]
 
 
+@serialized_state
 class CompactEntriesState(NamedTuple):
     """State of :func:`compact_entries`.
 

@@ -24,10 +24,12 @@ from .._core.counter_hash import (
 from .._core.noise import NOISE
 from .._core.paths import leaves_with_paths, path_order
 from .._core.schedules import at_step
+from .._core.serialized import serialized_state
 
 Distribution = Literal["bernoulli", "gaussian"]
 
 
+@serialized_state
 class DropoutState(NamedTuple):
     """State of :func:`gradient_dropout` and :func:`update_dropout`.
 
@@ -94,6 +96,8 @@ def gradient_dropout(
       - The mask is a pure function of (key, step, leaf path, entry index): the same
         under ``jit``, in a ``scan``, on any sharding and device count, after a
         restore, and when other leaves come or go. :func:`dropout_mask` gives it.
+      - ``jax.export`` takes symbolic shapes, and draws as for the shapes themselves; a
+        leaf past :math:`2^{32}` entries needs a constraint that says so.
       - XLA fuses the hash into the optimizer's own pass: no mask array, and under SPMD
         no communication. (Gaussian noise costs a logarithm and a division an entry,
         so XLA stores it where it is read twice, as Adam does; on other shards it may

@@ -24,8 +24,10 @@ from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.layers import layer_count
 from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
+from .._core.serialized import serialized_state
 
 
+@serialized_state
 class KeepEntriesState(NamedTuple):
     """State of :func:`keep_entries`.
 

@@ -14,12 +14,14 @@ from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.row_views import WHOLE, Block, Masked, Whole
 from .._core.selectors import Selector, row_matches
+from .._core.serialized import serialized_state
 from .._core.state_parts import beside_params, transformation_of
 from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
 
 
+@serialized_state
 class LazyRowsState(NamedTuple):
     """State of :func:`lazy_rows` around an optimizer that accumulates steps.
 

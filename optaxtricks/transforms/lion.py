@@ -12,9 +12,11 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.finite import all_finite
 from .._core.leaf_rules import over_leaves
+from .._core.serialized import serialized_state
 from .._core.signs import SignRule, relaxed_sign
 
 
+@serialized_state
 class LionState(NamedTuple):
     """State of :func:`scale_by_lion`.
 

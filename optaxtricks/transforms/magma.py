@@ -20,8 +20,10 @@ from .._core.counter_hash import (
 from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
 from .._core.schedules import at_step
+from .._core.serialized import serialized_state
 
 
+@serialized_state
 class MagmaState(NamedTuple):
     """State of :func:`magma`.
 

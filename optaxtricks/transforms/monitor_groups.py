@@ -13,12 +13,14 @@ from .._core.build import transformation
 from .._core.groups import Labels, group_labels
 from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
+from .._core.serialized import serialized_state
 from .._core.totals import Totals, fraction, leaf_totals, merged, root, with_known
 from ..selection.row_sparse import RowSparse
 
 _READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
 
 
+@serialized_state
 class MonitorGroupsState(NamedTuple):
     """State of :func:`monitor_groups`.
 

@@ -17,8 +17,10 @@ from .._core.counter_hash import (
 )
 from .._core.paths import leaves_with_paths, path_order
 from .._core.rounding import is_narrow, rounded_step
+from .._core.serialized import serialized_state
 
 
+@serialized_state
 class RoundStochasticallyState(NamedTuple):
     """State of :func:`round_stochastically`.
 
@@ -78,6 +80,8 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
       - The choice is a pure function of (key, step, leaf path, entry index), and a
         neighbour is the same wherever it is worked out: the same under ``jit``, on any
         sharding and device count, and after a restore.
+      - ``jax.export`` takes symbolic shapes, and rounds as for the shapes themselves; a
+        leaf past :math:`2^{32}` entries needs a constraint that says so.
       - In a compiled step it is fused into the pass that adds the update: no array of
         random numbers, no float32 array in memory, no communication on any sharding.
       - Derivatives through the update take the rounding for a constant.

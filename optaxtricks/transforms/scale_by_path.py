@@ -13,9 +13,11 @@ from .._core.factor_notes import note
 from .._core.factors import check_length, factor, factor_at, times
 from .._core.layers import Stacked
 from .._core.paths import flatten, leaves_with_paths
+from .._core.serialized import serialized_state
 from ..selection.labels import PathLabels, label_by_path
 
 
+@serialized_state
 class ScaleByPathState(NamedTuple):
     """State of :func:`scale_by_path`.
 

@@ -12,11 +12,13 @@ from .._core import checks, update_checks
 from .._core.build import transformation
 from .._core.finite import all_finite
 from .._core.leaf_rules import over_leaves
+from .._core.serialized import serialized_state
 from .._core.signs import SignRule, relaxed_sign
 from .._core.windows import counts_calls, first_call, next_call
 
 
 @counts_calls()
+@serialized_state
 class TigerState(NamedTuple):
     """State of :func:`scale_by_tiger`.
 
