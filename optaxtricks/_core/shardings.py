@@ -25,6 +25,16 @@ def replicated(x: Any) -> Any:
     return jax.sharding.reshard(x, whole)
 
 
+def on_device(x: Any) -> Any:
+    """The array in its devices' own memory, where its type says it is in a host's."""
+    space = jax.memory.Space
+    if jax.typeof(x).memory_space != space.Host:
+        return x
+    traced = isinstance(x, jax.core.Tracer)
+    there = space.Device if traced else x.sharding.with_memory_kind(None)
+    return jax.device_put(x, there)
+
+
 def whole_rows(x: Any) -> Any:
     """The sharding of some rows of `x`, each on all devices that have parts of rows."""
     sharding = typed_sharding(x)

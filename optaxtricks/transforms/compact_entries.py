@@ -21,7 +21,7 @@ from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.paths import leaves_with_paths, path_order
 from .._core.serialized import serialized_state
-from .._core.shardings import replicated, typed_sharding
+from .._core.shardings import on_device, replicated, typed_sharding
 
 # All of a leaf, nothing, or some entries.
 _Part: TypeAlias = bool | KeptEntries
@@ -187,9 +187,10 @@ def _gathered(tree: Any, parts: Sequence[_Part], indices: _Indices) -> Any:
 
 
 def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.eval_shape(_gather, leaf, indices)
-    return _gather(jnp.asarray(leaf), indices)
+    # The vectors stay there, as all that is not shaped like a parameter.
+    gather = lambda leaf: _gather(on_device(jnp.asarray(leaf)), indices)
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jax.eval_shape(gather, leaf) if abstract else gather(leaf)
 
 
 def _scattered(
