@@ -16,15 +16,6 @@ def typed_sharding(x: Any) -> Any:
     return sharding
 
 
-def replicated(x: Any) -> Any:
-    """The array whole on every device, where its type says how it is sharded."""
-    sharding = typed_sharding(x)
-    if sharding is None:
-        return x
-    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(x, whole)
-
-
 def on_device(x: Any) -> Any:
     """The array in its devices' own memory, where its type says it is in a host's."""
     space = jax.memory.Space
@@ -33,6 +24,15 @@ def on_device(x: Any) -> Any:
     traced = isinstance(x, jax.core.Tracer)
     there = space.Device if traced else x.sharding.with_memory_kind(None)
     return jax.device_put(x, there)
+
+
+def replicated(x: Any) -> Any:
+    """The array whole on every device, where its type says how it is sharded."""
+    sharding = typed_sharding(x)
+    if sharding is None:
+        return x
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(x, whole)
 
 
 def whole_rows(x: Any) -> Any:

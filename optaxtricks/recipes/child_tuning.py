@@ -140,7 +140,9 @@ def child_tuning_f(
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
       keep_rate: probability :math:`p` in ``(0, 1]`` that an entry of the gradient
         survives, or a schedule of the step.
-      key: as :func:`gradient_dropout` takes it.
+      key: as :func:`gradient_dropout` takes it. Under ``optax.inject_hyperparams`` list
+        it in ``static_args``, and with narrow parameters give
+        ``hyperparam_dtype=jnp.float32``: ``keep_rate`` would be rounded to their dtype.
       axis_name: mapped axes whose shards draw anew; see :func:`gradient_dropout`.
 
     Returns:
