@@ -111,11 +111,12 @@ def unpack(bits: jax.Array, shape: Sequence[int], like: jax.Array) -> jax.Array:
 def packed_sharding(sharding: Any, shape: Sequence[int], leaf: Sequence[int]) -> Any:
     """Where the bits of an array of this shape belong, for a leaf of this sharding.
 
-    As the leaf itself, but whole along axes of size 1 and, where a device would hold a
-    part of a byte, along the packed axis.
+    As the leaf itself, but in the devices' own memory, whole along axes of size 1 and,
+    where a device would hold a part of a byte, along the packed axis.
     """
+    # Leaves kept in a host's memory come over for a step; their few bits are there.
     if not isinstance(sharding, NamedSharding) or not shape:
-        return sharding
+        return sharding.with_memory_kind(None)
     axis, rank = packing_axis(shape), len(packed_shape(shape, leaf))
     spec: list[Any] = [*_whole_along_ones(sharding, shape).spec]
     names = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)

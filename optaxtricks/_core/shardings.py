@@ -17,13 +17,13 @@ def typed_sharding(x: Any) -> Any:
 
 
 def on_device(x: Any) -> Any:
-    """The array in its devices' own memory, if it is known and lies in the host's."""
-    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+    """The array in its devices' own memory, where its type says it is in a host's."""
+    space = jax.memory.Space
+    if jax.typeof(x).memory_space != space.Host:
         return x
-    kind = next(iter(x.sharding.device_set)).default_memory().kind
-    if x.sharding.memory_kind in (None, kind):
-        return x
-    return jax.device_put(x, x.sharding.with_memory_kind(kind))
+    traced = isinstance(x, jax.core.Tracer)
+    there = space.Device if traced else x.sharding.with_memory_kind(None)
+    return jax.device_put(x, there)
 
 
 def replicated(x: Any) -> Any:

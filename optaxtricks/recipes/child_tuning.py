@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import optax
 
 from .._core import checks, update_checks
+from .._core.alignment import params_like
 from .._core.build import transformation
 from .._core.counter_hash import AxisName
 from .._core.frozen_leaves import floats_alone, with_others
@@ -105,8 +106,11 @@ def child_tuning_d(
     ) -> tuple[optax.Updates, ChildTuningDState]:
         update_checks.state_of(ChildTuningDState, state, by="child_tuning_d")
         grads, _ = masked.update(updates, state.mask, params)
+        seen = params
+        if params is not None:
+            seen = floats_alone(params_like(params, grads, by="child_tuning_d"))
         proposed, after = inner.update(
-            floats_alone(grads), state.inner, floats_alone(params), **extra_args
+            floats_alone(grads), state.inner, seen, **extra_args
         )
         out = with_others(proposed, grads)
         if not decay_frozen:
@@ -140,7 +144,9 @@ def child_tuning_f(
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
       keep_rate: probability :math:`p` in ``(0, 1]`` that an entry of the gradient
         survives, or a schedule of the step.
-      key: as :func:`gradient_dropout` takes it.
+      key: as :func:`gradient_dropout` takes it. Under ``optax.inject_hyperparams`` list
+        it in ``static_args``, and with narrow parameters give
+        ``hyperparam_dtype=jnp.float32``: ``keep_rate`` would be rounded to their dtype.
       axis_name: mapped axes whose shards draw anew; see :func:`gradient_dropout`.
 
     Returns:

@@ -187,9 +187,10 @@ def _gathered(tree: Any, parts: Sequence[_Part], indices: _Indices) -> Any:
 
 
 def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.eval_shape(_gather, leaf, indices)
-    return _gather(jnp.asarray(on_device(leaf)), indices)
+    # The vectors stay there, as all that is not shaped like a parameter.
+    gather = lambda leaf: _gather(on_device(jnp.asarray(leaf)), indices)
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jax.eval_shape(gather, leaf) if abstract else gather(leaf)
 
 
 def _scattered(
