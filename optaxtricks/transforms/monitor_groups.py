@@ -76,7 +76,8 @@ def monitor_groups(
         :func:`label_by_path` makes, or a tree of strings laid out like the parameters
         or a prefix of it (one string is the prefix of all); matched by path.
       name: what :func:`metrics` puts before the label; give every monitor of an
-        optimizer its own.
+        optimizer its own. ``init`` cannot know of another; :func:`summary` and
+        :func:`metrics` refuse two of one name that share a label.
       stacked: the leaves that are stacks of layers: a selector (see :func:`select`),
         for layers on axis 0, or pattern -> layer axis.
 
