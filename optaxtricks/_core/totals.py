@@ -8,11 +8,10 @@ A run never spans what a mesh axis divides, and what is added up over devices is
 scalar.
 
 Squares of float32 numbers have twice the exponents that float32 has. They are summed up
-at three scales at once, powers of two apart, and the largest entry, known at the end,
-says which of the sums is the good one.
+at three scales at once, powers of two apart, and the sum at the middle one, known at
+the end, says which of them is the good one.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +24,10 @@ from .shardings import typed_sharding
 # below that, a mesh may divide a row into parts shorter than a run.
 _RUN = 16
 _RUNS_A_ROW = 8
-# What entries are multiplied by ahead of squaring.
-_SCALES = tuple(np.float32(2.0**power) for power in (-85, 0, 85))
+# What entries are multiplied by ahead of squaring, and from where to where the sum at
+# the middle scale is the good one.
+_SCALES = tuple(np.float32(2.0**power) for power in (-88, 0, 88))
+_LEAST, _MOST = np.float32(2.0**-66), np.float32(2.0**110)
 _LOW = np.uint32(255)
 
 
@@ -35,7 +36,7 @@ class Totals(NamedTuple):
 
     Attributes:
       squares: three float32 scalars, the sums of squared absolute values at each
-        scale; some may have over- or underflowed, see :func:`root`.
+        scale; the last two stop at a bound, see :func:`root`.
       largest: scalar, the largest absolute value.
       zeros: two uint32 scalars, how many entries are zero.
       active: two uint32 scalars, how many rows are not all zero.
@@ -63,7 +64,12 @@ def leaf_totals(leaf: jax.Array) -> Totals:
     squares = [sum((part.sum() for part in each), zero) for each in parts]
     if easy:
         squares = [squares[0] * scale.astype(zero.dtype) ** 2 for scale in _SCALES]
-    squares = tuple(square.astype(jnp.float32) for square in squares)
+    # Past the bound they are not read; infinite, they would trip `jax_debug_infs`.
+    bounds = np.float32(np.inf), _MOST, _MOST
+    squares = tuple(
+        jnp.minimum(square, bound.astype(square.dtype)).astype(jnp.float32)
+        for square, bound in zip(squares, bounds, strict=True)
+    )
     largest = sums[0][1].max()
     for _, part, _ in sums[1:]:
         largest = jnp.maximum(largest, part.max())
@@ -92,21 +98,21 @@ def merged(totals: list[Totals]) -> Totals:
     )
 
 
-def root(total: Totals, *, entries: int, over: int = 1) -> jax.Array:
-    """The root of the sum of squares of so many entries, divided by a number.
+def root(total: Totals, *, over: int = 1) -> jax.Array:
+    """The root of the sum of squares, divided by a number.
 
-    Squares that the scale makes too small are together less than the fraction
-    `entries**2 / 2**83` of the sum.
+    Squares that the scale makes too small are together less than a fraction of 2**-60
+    of the sum for each entry: where the middle sum is below its lower bound, the one
+    for small entries is below its upper one.
     """
-    # What scaled entries are below, so that their squares do not overflow together.
-    top = 2.0 ** (63.5 - math.log2(max(entries, 1)) / 2)
+    middle = total.squares[1]
     roots = [
         jnp.sqrt(square / np.float32(over)) / scale
         for square, scale in zip(total.squares, _SCALES, strict=True)
     ]
-    small = total.largest < np.float32(top) / _SCALES[2]
-    large = total.largest >= np.float32(top)  # NaN is neither, and in all sums
-    return jnp.where(large, roots[0], jnp.where(small, roots[2], roots[1]))
+    # NaN is neither, and in all sums.
+    few = jnp.where(middle < _LEAST, roots[2], roots[1])
+    return jnp.where(middle >= _MOST, roots[0], few)
 
 
 def total_count(counts: jax.Array, at_most: int) -> Any:

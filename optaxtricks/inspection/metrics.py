@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._core.readings import array, by_name
 from .._core.state_parts import nodes_of
 from ..transforms.monitor_groups import MonitorGroupsState
 
@@ -47,32 +48,10 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
       >>> float(found["grads/all/rms"]), float(found["updates/all/rms"])
       (1.0, 0.5)
     """
-    found: dict[str, jax.Array] = {}
-    for _, state in nodes_of(opt_state, MonitorGroupsState):
-        if not isinstance(state.readings, dict):
-            continue  # a monitor of no leaf
-        for name, groups in state.readings.items():
-            for label, readings in groups.items():
-                for full, value in _by_layer(f"{name}/{label}", readings):
-                    if full in found:
-                        raise ValueError(
-                            f"two monitors report {full!r}; give each its own name."
-                        )
-                    found[full] = value
+    monitors = [state.readings for _, state in nodes_of(opt_state, MonitorGroupsState)]
+    # A monitor of no leaf has no dict.
+    found = by_name(held for held in monitors if isinstance(held, dict))
     return found | _hyperparams(opt_state, ())
-
-
-def _by_layer(prefix: str, readings: dict[str, Any]) -> list[tuple[str, jax.Array]]:
-    """The readings of a label with their names; a vector has one for each layer."""
-    found: list[tuple[str, jax.Array]] = []
-    for reading, value in readings.items():
-        array = _array(value)
-        if jnp.ndim(array):
-            each = enumerate(array)
-            found += [(f"{prefix}/{i}/{reading}", layer) for i, layer in each]
-        else:
-            found.append((f"{prefix}/{reading}", array))
-    return found
 
 
 def _hyperparams(tree: Any, above: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -82,7 +61,7 @@ def _hyperparams(tree: Any, above: tuple[str, ...]) -> dict[str, jax.Array]:
         labels = [str(k.key) for k in keys if isinstance(k, jax.tree_util.DictKey)]
         parts = (*above, *labels)
         own = {
-            "/".join(("hyperparams", *parts, name)): _array(value)
+            "/".join(("hyperparams", *parts, name)): array(value)
             for name, value in state.hyperparams.items()
         }
         inner = _hyperparams(state.inner_state, parts)
@@ -98,9 +77,3 @@ def _fresh(name: str, taken: dict[str, Any]) -> str:
         count += 1
         fresh = f"{name}#{count}"
     return fresh
-
-
-def _array(value: Any) -> Any:
-    """The array itself, also where nnx.Optimizer put it into a Variable."""
-    (array,) = jax.tree.leaves(value)
-    return array

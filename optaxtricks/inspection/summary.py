@@ -12,8 +12,10 @@ from .._core import checks, programs
 from .._core.factor_notes import asking, noted
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import leaves_with_paths
+from .._core.readings import by_name
 from .._core.state_parts import owners, transformation_of
 from .._core.zero_flow import zero_outputs
+from ..transforms.monitor_groups import MonitorGroupsState
 
 _HEADER = ("path", "parameters", "trained", "state bytes", "per parameter")
 
@@ -52,7 +54,8 @@ def summary(
       The table as text, one line for each first part of a path.
 
     Raises:
-      ValueError: ``params`` has no leaf, and as ``stacked``.
+      ValueError: ``params`` has no leaf; two monitors have the same name, as in
+        :func:`metrics`; and as ``stacked``.
       TypeError: ``tx`` is no Optax optimizer.
 
     Examples:
@@ -88,6 +91,7 @@ def summary(
     leaves = jax.tree.leaves(abstract)
     axes = layer_axes(abstract, stacked)
     state = jax.eval_shape(tx.init, abstract)
+    _check_monitors(state)
     with asking():
         step = _traced(tx, abstract, state, extra_args)
     moving = [not zero for zero in zero_outputs(step)]
@@ -109,6 +113,14 @@ def summary(
             rows[_top(owner)].held += bytes_held
     more = {"layers": stacked is not None, "factor": bool(factors)}
     return _table(rows, other, [name for name, shown in more.items() if shown])
+
+
+def _check_monitors(state: Any) -> None:
+    """Rejects names that `metrics` would reject, but ahead of any step."""
+    is_monitor = lambda node: isinstance(node, MonitorGroupsState)
+    nodes = filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor))
+    held = [node.readings for node in nodes if isinstance(node.readings, dict)]
+    jax.eval_shape(by_name, held)
 
 
 @dataclasses.dataclass

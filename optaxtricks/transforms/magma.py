@@ -85,7 +85,7 @@ def magma(
         :func:`update_dropout` with the same key.
       - Updates keep structure, shapes and dtypes; sums are in float32 or wider, in
         which entries below 1e-19 or above 1e19 leave the range when squared: there
-        nothing, or NaN, is known of the alignment.
+        nothing is known of the alignment, or its running mean is NaN for good.
       - On any sharding it adds three scalars a leaf to ``inner``'s communication.
 
     Args:

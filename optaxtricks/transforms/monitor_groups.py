@@ -67,7 +67,7 @@ def monitor_groups(
       - Sums are taken in float32 or wider, counts in integers: exact below
         :math:`2^{40}` entries a label and :math:`2^{32}` entries a row.
       - ``norm`` and ``rms`` do not over- or underflow on the way: they are right up to
-        rounding for all normal float32 numbers, of up to :math:`2^{30}` entries a
+        rounding for all normal float32 numbers, of up to :math:`2^{40}` entries a
         label. Subnormal ones may count as zero.
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
@@ -81,7 +81,8 @@ def monitor_groups(
         :func:`label_by_path` makes, or a tree of strings laid out like the parameters
         or a prefix of it (one string is the prefix of all); matched by path.
       name: what :func:`metrics` puts before the label; give every monitor of an
-        optimizer its own.
+        optimizer its own. ``init`` cannot know of another; :func:`summary` and
+        :func:`metrics` refuse two of one name that share a label.
       stacked: the leaves that are stacks of layers: a selector (see :func:`select`),
         for layers on axis 0, or pattern -> layer axis.
 
@@ -238,8 +239,8 @@ def _readings(leaves: list[Any]) -> dict[str, jax.Array]:
     return {
         "active_row_fraction": fraction(total.active, rows),
         "max": total.largest,
-        "norm": root(total, entries=entries),
-        "rms": root(total, entries=entries, over=max(entries, 1)),
+        "norm": root(total),
+        "rms": root(total, over=max(entries, 1)),
         "zero_fraction": fraction(total.zeros, entries),
     }
 

@@ -102,6 +102,7 @@ INSPECTION: dict[str, Entry] = {
         {"tx": optax.sgd(0.1), "params": params()},
         [
             Row("tx", NOT_A_TX, TypeError, "tx must be"),
+            Row("tx", [MONITORED], ValueError, "give each its own name"),
             Row("params", [{}, None, []], ValueError, "summary needs parameters"),
             Row("params", [{"emb": "x"}, {"emb": object()}], TypeError, "at 'emb'"),
             *STACKED,

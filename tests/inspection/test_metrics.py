@@ -81,7 +81,8 @@ def test_a_name_that_comes_again_is_numbered_or_refused() -> None:
     found = _after_one(optax.chain(sgd(0.5), sgd(0.25)))
     assert float(found["hyperparams/learning_rate"]) == 0.5
     assert float(found["hyperparams/learning_rate#2"]) == 0.25
-    with pytest.raises(ValueError, match="two monitors report 'updates/all/"):
+    message = r"two monitors report 'updates/all/\w+'; give each its own name, as in "
+    with pytest.raises(ValueError, match=message + r"monitor_groups\(labels, name="):
         _after_one(optax.chain(_watch(), _watch()))
     both = _after_one(optax.chain(_watch("a"), optax.scale(2.0), _watch("b")))
     assert float(both["b/all/rms"]) == 2 * float(both["a/all/rms"])

@@ -212,3 +212,31 @@ def test_bad_arguments() -> None:
         ot.summary("adam", PARAMS)
     with pytest.raises(ValueError, match="stacked 'x' matches no leaf"):
         ot.summary(optax.sgd(0.1), PARAMS, stacked="x")
+
+
+def test_monitors_of_one_name_are_refused_before_a_step() -> None:
+    """No `init` knows of another: `metrics` of a state would be the first to see."""
+    watch = lambda name, labels="all", **how: ot.monitor_groups(
+        labels, name=name, **how
+    )
+    same = optax.chain(watch("grads"), optax.scale(0.5), watch("grads"))
+    message = r"two monitors report 'grads/all/\w+'; give each its own name, as in"
+    with pytest.raises(ValueError, match=message + r" monitor_groups\(labels, name="):
+        ot.summary(same, PARAMS)
+    stack = {"w": jnp.ones((3, 4))}
+    layers = watch("grads", "blocks", stacked="w")
+    for second, kept in (watch("grads", "blocks/2"), False), (watch("x"), True):
+        tx = optax.chain(layers, optax.masked(second, {"w": True}))
+        if kept:
+            assert cells(ot.summary(tx, stack))["w"][0] == "12"
+        else:
+            with pytest.raises(ValueError, match="'grads/blocks/2/"):
+                ot.summary(tx, stack)
+    # Of a part without leaves nothing is read, and names of groups may be shared.
+    parts: dict[Any, Any] = {
+        "a": watch("grads", "a"),
+        "b": watch("grads", "b"),
+        "c": watch("grads"),
+    }
+    split = optax.partition(parts, {"emb": "a", "head": "b"})
+    assert cells(ot.summary(split, PARAMS))["total"][0] == "818"

@@ -146,3 +146,32 @@ def test_impossible_classes_have_no_say():
     got = ot.fisher_information(masked, jnp.arange(4.0), jnp.ones(1), labels="expected")
     p = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     np.testing.assert_allclose(got, [*(p * (1 - p)), 0], rtol=1e-5)
+
+
+# Precision
+
+
+def test_squares_beyond_float32():
+    run = lambda x, **how: ot.fisher_information(
+        lambda params, x: params @ x, jnp.zeros(1), jnp.array([[x]]), **how
+    ).tolist()
+    assert run(1e-23) == [0]
+    for size in 1e-18, 1e19:
+        np.testing.assert_allclose(run(size), [size**2], rtol=1e-6)
+    for size in 1e-30, 1e30:
+        np.testing.assert_allclose(run(size, power=1), [size], rtol=1e-6)
+    with pytest.raises(ValueError, match="Fisher information is not finite"):
+        run(1e20)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_a_term_below_the_rounding_of_the_sum_is_lost(batch):
+    roots = jnp.array([2.0**12] + [0.7] * 8)[:, None]
+    run = lambda examples: ot.fisher_information(
+        lambda params, x: params @ x,
+        jnp.zeros(1),
+        [examples[i : i + batch] for i in range(0, 9, batch)],
+    )
+    assert run(roots).tolist() == [np.float32(2.0**24) / np.float32(9)]
+    want = (2.0**24 + 8 * 0.49) / 9  # in the other order nothing is
+    np.testing.assert_allclose(run(roots[::-1]), [want], rtol=2**-24)

@@ -152,3 +152,13 @@ def test_inner_must_be_an_optimizer() -> None:
     wrong: Any = 1.0
     with pytest.raises(TypeError, match="inner must be an optax"):
         ot.magma(wrong, key=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "cosine"), [(1e-23, 0.0), (1e-17, 1.0), (1e17, 1.0), (1e20, np.nan)]
+)
+def test_the_cosine_where_squares_leave_float32(size: float, cosine: float) -> None:
+    tx = ot.magma(optax.sgd(1.0), key=KEY, smoothing=0.5)
+    _, state = _run(tx, [size * jnp.array([3.0, -4.0])])
+    want = 0.25 + 0.5 / (1 + np.exp(-cosine / 2))
+    np.testing.assert_allclose(state.scores[0], want, rtol=1e-6)

@@ -110,6 +110,16 @@ def test_the_largest_leaf_decides_on_the_scale(large: float) -> None:
     assert got == pytest.approx(want, rel=2e-6)
 
 
+def test_finite_numbers_pass_where_jax_looks_for_infinite_ones() -> None:
+    tx = ot.monitor_groups({"a": "x", "b": "x"})
+    for size in 1e-30, 1.0, 1e30:
+        updates = {"a": jnp.full((3, 256), size), "b": jnp.full(5, size)}
+        with jax.debug_infs(True):
+            _, state = tx.update(updates, tx.init(updates))
+            found = ot.metrics(state)
+        assert float(found["updates/x/rms"]) == pytest.approx(size, rel=1e-6, abs=0)
+
+
 def test_infinity_shows_at_every_scale() -> None:
     for other in 1e-30, 1.0, 1e30:
         updates = {"w": jnp.full((2, 256), other).at[0, 3].set(jnp.inf)}

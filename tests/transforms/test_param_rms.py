@@ -34,6 +34,19 @@ def test_equals_the_equation(shape):
         np.testing.assert_allclose(got, want.reshape(shape), rtol=1e-6)
 
 
+@pytest.mark.parametrize("by_row", [False, True])
+def test_where_squares_leave_float32(by_row):
+    """The RMS is right between those ends, as the docstring says."""
+    rows = (lambda path, leaf: True) if by_row else None
+    run = lambda size: scaled(
+        jnp.ones((1, 4)), jnp.full((1, 4), size), floor=0.0, rows=rows
+    )
+    for size in 1e-18, 1e18:
+        np.testing.assert_allclose(run(size), size, rtol=1e-6)
+    assert not run(1e-23).any()
+    assert np.isinf(run(1e20)).all()
+
+
 def test_the_floor_lets_zeros_move():
     zeros, ones = jnp.zeros((2, 2)), jnp.ones((2, 2))
     assert scaled(ones, zeros).tolist() == (1e-3 * np.ones((2, 2), np.float32)).tolist()
