@@ -10,6 +10,7 @@ from sphinx.util.nodes import make_refnode
 ROOMS = ("optaxtricks", "optaxtricks.nn", "optaxtricks.plots", "optaxtricks.nn.linen")
 # Where an alias in annotations is explained.
 EXPLAINED = {
+    "AxisName": "gradient_dropout",
     "Labels": "label_by_path",
     "Selector": "select",
     "Stacked": "per_layer",
