@@ -75,7 +75,9 @@ def scale_by_lion(
         :math:`1 / \beta_2` in precision, so below 0.1 or so signs near zero are noisy.
       mu_dtype: floating dtype of the momentum; ``None`` takes each leaf's own. List
         it in ``static_args`` under ``optax.inject_hyperparams``, and for narrow
-        parameters give that ``hyperparam_dtype=jnp.float32``, or decays become 1.
+        parameters give that ``hyperparam_dtype=jnp.float32``, or decays become 1. In
+        bfloat16 some 0.2 % of the signs are others than in float32; float16 loses
+        gradients below 1e-6 or so altogether (``benchmarks.bench_momentum``).
       exponent: :math:`e` in ``[0, 1]``, or a schedule of the step: the update is
         :math:`\operatorname{sign}(c)|c|^e`, so 0 is Lion and 1 momentum SGD
         (Powerball). For :math:`e > 0` the scale of the gradient matters.
