@@ -102,8 +102,6 @@ def gradient_dropout(
         no communication. (Gaussian noise costs a logarithm and a division an entry,
         so XLA stores it where it is read twice, as Adam does; on other shards it may
         round in another way.)
-      - Under ``jax.export`` sizes may be symbolic: draws are those of the concrete
-        shape, for leaves of at most :math:`2^{32}` entries.
       - Derivatives through the update treat the noise as a constant.
 
     Args:

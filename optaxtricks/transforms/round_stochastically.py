@@ -102,17 +102,19 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
       TypeError: ``key`` is no key; from ``init``, an integer leaf.
 
     Examples:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optaxtricks as ot
       >>> params = jnp.ones(1000, jnp.bfloat16)  # 1 - 1/256 is the next number below
       >>> tx = optax.chain(optax.sgd(1 / 1024), ot.round_stochastically(key=0))
       >>> updates, _ = tx.update(jnp.ones_like(params), tx.init(params), params)
-      >>> new = optax.apply_updates(params, updates)
+      >>> with jax.numpy_dtype_promotion("standard"):  # JAX's own default
+      ...     new = optax.apply_updates(params, updates)
       >>> sorted(set(new.tolist())), new.dtype.name
       ([0.99609375, 1.0], 'bfloat16')
-      >>> round(float((new < 1).mean()), 2)
-      0.25
+      >>> bool(0.2 < (new < 1).mean() < 0.3)  # a quarter of them
+      True
 
     References:
       Zamirai et al., 2020, `Revisiting BFloat16 Training
