@@ -176,6 +176,7 @@ def test_nested_settings_are_named_by_their_path(
     [
         (
             optax.chain(ot.gradient_dropout(0.5, key=0), ot.tiger(0.1)),
+            r"has no leaf 'state/1/0/call', which this run has as NoneType; "
             r"has leaf 'state/1/1' as EmptyState, this run has it as tuple; ",
         ),
         (
