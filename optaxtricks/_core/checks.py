@@ -63,6 +63,10 @@ def float_dtype(**named: Any) -> Any:
     ((name, value),) = named.items()
     if value is None:
         return None
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be a dtype or None, got {value!r}{static_hint(name, value)}."
+        )
     try:
         dtype = jax.dtypes.canonicalize_dtype(value)
     except (TypeError, ValueError):

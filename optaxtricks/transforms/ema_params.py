@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._core import checks, update_checks
+from .._core import checks, update_checks, windows
 from .._core.alignment import Beside
 from .._core.averages import EmaParamsState as EmaParamsState
 from .._core.build import transformation
@@ -107,8 +107,6 @@ def ema_params(
     """
     checks.unit_interval(decay=decay)
     checks.flag(debias=debias)
-    _static("a dtype or None", dtype=dtype)
-    _static("an int", every=every)
     every = 1 if every is None else every
     checks.positive_int(every=every)
     dtype = checks.float_dtype(dtype=dtype)
@@ -116,11 +114,10 @@ def ema_params(
     def init(params: optax.Params) -> EmaParamsState:
         checks.array_leaves(params, by="ema_params")
         none = lambda: jnp.zeros((), jnp.float32)
-        count = lambda needed: jnp.zeros((), jnp.int32) if needed else None
         return EmaParamsState(
             ema=jax.tree.map(lambda p: _copied(p, dtype), params),
-            step=count(callable(decay)),
-            call=count(every > 1),
+            step=jnp.zeros((), jnp.int32) if callable(decay) else None,
+            call=windows.first_call(every),
             weight=(none(), none()) if debias else None,
         )
 
@@ -135,27 +132,17 @@ def ema_params(
         params = update_checks.given(params, updates, by="ema_params")
         step, call, weight = state.step, state.call, state.weight
         share = 1 - at_step(step, decay=decay)
-        due = True if call is None else call == np.int32(every - 1)
+        due: Any = True
+        if call is not None:
+            due, call = windows.next_call(call, every)
         if weight is not None:
             share, weight = _corrected(share, weight, due)
         ema = _over_leaves(state.ema, params, updates, (share, due))
         if step is not None:
             step = jnp.where(due, optax.safe_increment(step), step)
-        if call is not None:
-            call = jnp.where(due, np.int32(0), call + np.int32(1))
         return updates, EmaParamsState(ema=ema, step=step, call=call, weight=weight)
 
     return transformation(init, update, one_leaf=True)
-
-
-def _static(kind: str, **named: Any) -> None:
-    """Rejects what `optax.inject_hyperparams` made an array."""
-    for name, value in named.items():
-        if isinstance(value, jax.Array):
-            raise TypeError(
-                f"{name} must be {kind}, got {value!r}; under optax.inject_hyperparams "
-                f'list it: static_args=("{name}",).'
-            )
 
 
 def _copied(param: Any, dtype: Any) -> Any:
