@@ -13,7 +13,7 @@ from .._core.factor_notes import asking, noted
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import leaves_with_paths
 from .._core.readings import by_name
-from .._core.state_parts import owners, transformation_of
+from .._core.state_parts import nodes_of, owners, transformation_of
 from .._core.zero_flow import zero_outputs
 from ..transforms.monitor_groups import MonitorGroupsState
 
@@ -117,10 +117,8 @@ def summary(
 
 def _check_monitors(state: Any) -> None:
     """Rejects names that `metrics` would reject, but ahead of any step."""
-    is_monitor = lambda node: isinstance(node, MonitorGroupsState)
-    nodes = filter(is_monitor, jax.tree.leaves(state, is_leaf=is_monitor))
-    held = [node.readings for node in nodes if isinstance(node.readings, dict)]
-    jax.eval_shape(by_name, held)
+    monitors = [node.readings for _, node in nodes_of(state, MonitorGroupsState)]
+    jax.eval_shape(by_name, [held for held in monitors if isinstance(held, dict)])
 
 
 @dataclasses.dataclass
