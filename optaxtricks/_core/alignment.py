@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from .paths import flatten, holes, leaves_with_paths, listing
+from .paths import below, flatten, holes, leaves_with_paths, listing
 
 
 class Beside:
@@ -64,11 +64,6 @@ def params_like(params: Any, updates: Any, *, by: str) -> Any:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array, or a number that JAX takes for one."""
     return hasattr(leaf, "shape") or isinstance(leaf, int | float | complex)
-
-
-def below(path: str, nodes: Sequence[str]) -> bool:
-    """Whether a path is one of these, or leads on from one."""
-    return any(not n or path == n or path.startswith(f"{n}/") for n in nodes)
 
 
 def _counting(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layers import layer_seen
-from .paths import holes, leaves_with_paths, listing, nearest, table_of
+from .paths import below, holes, leaves_with_paths, listing, nearest, table_of
 
 Entry: TypeAlias = bool | tuple[int, ...]
 """What a mask says of a leaf: all of it, none of it, or a bool array of this shape,
@@ -181,7 +181,5 @@ def _is_bool(value: Any) -> bool:
 
 def _met(entry: str, leaves: Sequence[str], gaps: Sequence[str]) -> bool:
     """Whether an entry stands at or above a leaf, or where leaves were taken out."""
-    below = lambda path, top: not top or path == top or path.startswith(top + "/")
-    return any(below(path, entry) for path in (*leaves, *gaps)) or any(
-        below(entry, gap) for gap in gaps
-    )
+    reached = any(below(path, [entry]) for path in (*leaves, *gaps))
+    return reached or below(entry, gaps)

@@ -64,6 +64,11 @@ def holes(tree: Any) -> list[str]:
     return [path for path, node in nodes_with_paths(tree) if is_hole(node)]
 
 
+def below(path: str, nodes: Sequence[str]) -> bool:
+    """Whether a path is one of these, or leads on from one."""
+    return any(not n or path == n or path.startswith(f"{n}/") for n in nodes)
+
+
 def path_order(tree: Any) -> list[int]:
     """The numbers of the leaves of `tree`, in the order of their paths as strings.
 
