@@ -1,5 +1,6 @@
 """Checks of what `update` is given, which name the leaf where it goes wrong."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import optax
 
 from . import checks
 from .alignment import Beside, params_like
-from .build import transformation
+from .build import Update, transformation
 from .layers import Stacked, layer_axes, layer_seen
 from .paths import OneLeaf, flatten, leaves_with_paths
 
@@ -42,23 +43,17 @@ def with_params(
     tx: optax.GradientTransformation, *, by: str
 ) -> optax.GradientTransformationExtraArgs:
     """The same transformation, but without or unlike parameters are refused at once."""
-    tx = optax.with_extra_args_support(tx)
+
+    def look(updates: Any, state: Any, params: Any) -> Any:
+        del state
+        checks.inexact_leaves(updates, by=by, allow_complex=False)
+        return given(params, updates, by=by)
 
     def init(params: optax.Params) -> optax.OptState:
         checks.inexact_leaves(params, by=by, allow_complex=False)
         return tx.init(params)
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        checks.inexact_leaves(updates, by=by, allow_complex=False)
-        params = given(params, updates, by=by)
-        return tx.update(updates, state, params, **extra_args)
-
-    return transformation(init, update)
+    return transformation(init, _looking_first(tx, look))
 
 
 def beside_updates(
@@ -68,26 +63,29 @@ def beside_updates(
 
     So Optax's own, which match by structure, take whole models and any order.
     """
-    tx = optax.with_extra_args_support(tx)
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        if params is not None:
-            params = params_like(params, updates, by=by)
-        return tx.update(updates, state, params, **extra_args)
+    def look(updates: Any, state: Any, params: Any) -> Any:
+        del state
+        return None if params is None else params_like(params, updates, by=by)
 
-    return transformation(tx.init, update, one_leaf=True)
+    return transformation(tx.init, _looking_first(tx, look), one_leaf=True)
 
 
 def beside_moments(
     tx: optax.GradientTransformation, *, by: str
 ) -> optax.GradientTransformationExtraArgs:
     """One of Optax's with a momentum, whose gaps and shapes updates must have."""
-    tx = optax.with_extra_args_support(tx)
+
+    def look(updates: Any, state: Any, params: Any) -> Any:
+        Beside(optax.tree.get(state, "mu"), updates, by=by)
+        return params
+
+    return transformation(tx.init, _looking_first(tx, look))
+
+
+def _looking_first(tx: Any, look: Callable[[Any, Any, Any], Any]) -> Update[Any]:
+    """The update of `tx`, after a look at its arguments that gives the parameters."""
+    inner = optax.with_extra_args_support(tx)
 
     def update(
         updates: optax.Updates,
@@ -95,10 +93,10 @@ def beside_moments(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        Beside(optax.tree.get(state, "mu"), updates, by=by)
-        return tx.update(updates, state, params, **extra_args)
+        params = look(updates, state, params)
+        return inner.update(updates, state, params, **extra_args)
 
-    return transformation(tx.init, update)
+    return update
 
 
 def state_of(kind: type, state: Any, *, by: str) -> None:
