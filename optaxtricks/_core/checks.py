@@ -232,6 +232,16 @@ def finite_leaves(tree: Any, *, what: str) -> None:
         raise ValueError(f"{what} is not finite at {listing(bad)}.")
 
 
+def strange_state(kind: str, state: Any, *, by: str) -> TypeError:
+    """What to raise of a state that the init of `by` has not made."""
+    return TypeError(
+        f"{by} needs a state{kind}, as its init makes it, got {type(state).__name__}; "
+        "update takes (updates, state, params). A checkpoint that is read without a "
+        "target has lost such types: restore it into the abstract state "
+        "jax.eval_shape(tx.init, params)."
+    )
+
+
 def same_count(leaves: Sequence[Any], known: Sequence[Any], *, by: str) -> None:
     """Rejects updates with another number of leaves than `init` saw."""
     if len(leaves) != len(known):

@@ -49,10 +49,7 @@ def beside_params(
     """
     found = _owners(tx, state, tree)
     if found is None:
-        raise TypeError(
-            f"{by} needs a state as its init makes it, got "
-            f"{type(state).__name__}; update takes (updates, state, params)."
-        )
+        raise checks.strange_state("", state, by=by)
     table = dict(leaves_with_paths(tree))
     beside = [rest if owner is None else table[owner] for owner in found]
     return jax.tree.unflatten(jax.tree.structure(state), beside)

@@ -102,12 +102,7 @@ def _looking_first(tx: Any, look: Callable[[Any, Any, Any], Any]) -> Update[Any]
 def state_of(kind: type, state: Any, *, by: str) -> None:
     """Rejects what is not the state that `by` made."""
     if not isinstance(state, kind):
-        raise TypeError(
-            f"{by} needs a state of type {kind.__name__}, as its init makes it, got "
-            f"{type(state).__name__}; update takes (updates, state, params). A "
-            "checkpoint that is read without a target has lost such types: restore it "
-            "into the abstract state jax.eval_shape(tx.init, params)."
-        )
+        raise checks.strange_state(f" of type {kind.__name__}", state, by=by)
 
 
 def given(
