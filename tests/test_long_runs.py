@@ -69,7 +69,8 @@ def test_a_hundred_thousand_steps(case: Case) -> None:
     assert layout(state) == layout(start)
     assert finite(state) and finite(sizes)
     # A counter counts all updates, or the place in a window, or windows.
-    windows = {case.arguments(params).get("accumulate_steps", 1), 1}
+    given = case.arguments(params)
+    windows = {given.get(name, 1) for name in ("accumulate_steps", "every")} | {1}
     expected = {STEPS // k for k in windows} | {STEPS % k for k in windows}
     assert {int(count) for count in counters(state)} <= expected
     # The updates neither die out nor grow: the gradients repeat.

@@ -1,9 +1,10 @@
-"""A rule for one leaf of the updates and of the momentum, over whole trees."""
+"""Rules for one leaf: of the updates and the momentum, and of what is abstract."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import checks
 from .alignment import Beside
@@ -21,3 +22,10 @@ def over_leaves(rule: Rule, updates: Any, mu: Any, *, by: str) -> tuple[Any, Any
         jax.tree.unflatten(layout, [u for u, _ in pairs]),
         momenta.rebuilt([m for _, m in pairs]),
     )
+
+
+def made_from(leaf: Any, rule: Callable[[jax.Array], Any]) -> Any:
+    """What a rule makes of an array or, of its shape alone, the shape of that."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(rule, leaf)
+    return rule(jnp.asarray(leaf))

@@ -19,6 +19,7 @@ from .._core.entry_masks import (
 )
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
+from .._core.leaf_rules import made_from
 from .._core.paths import leaves_with_paths, path_order
 from .._core.serialized import serialized_state
 from .._core.shardings import on_device, replicated, typed_sharding
@@ -188,9 +189,7 @@ def _gathered(tree: Any, parts: Sequence[_Part], indices: _Indices) -> Any:
 
 def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
     # The vectors stay there, as all that is not shaped like a parameter.
-    gather = lambda leaf: _gather(on_device(jnp.asarray(leaf)), indices)
-    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
-    return jax.eval_shape(gather, leaf) if abstract else gather(leaf)
+    return made_from(leaf, lambda array: _gather(on_device(array), indices))
 
 
 def _scattered(

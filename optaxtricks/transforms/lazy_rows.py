@@ -10,6 +10,7 @@ import optax
 from .._core import checks, update_checks, windows
 from .._core.alignment import params_like
 from .._core.build import transformation
+from .._core.leaf_rules import made_from
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.row_views import WHOLE, Block, Masked, Whole
@@ -237,12 +238,9 @@ def _none_touched(
     leaves = leaves_with_paths(params)
     if not leaves:  # one stands for all where optax.tree.map_params shows none
         return jnp.zeros((), bool)
+    none = lambda table: jnp.zeros_like(touched("", table, None))
     pairs = zip(leaves, flags, strict=True)
-    return tuple(
-        jnp.zeros_like(touched(path, jnp.asarray(leaf), None))
-        for (path, leaf), is_table in pairs
-        if is_table
-    )
+    return tuple(made_from(x, none) for (_, x), is_table in pairs if is_table)
 
 
 def _since_window_began(views: Any, before: Any) -> Any:

@@ -61,6 +61,6 @@ def share_words(monkeypatch: pytest.MonkeyPatch) -> None:
             return usual(key, [whole])
 
     words = lambda key, paths: sum((word(key, path) for path in paths), ())
-    for module in ("dropout", "magma"):
+    for module in ("dropout", "magma", "round_stochastically"):
         there = sys.modules[f"optaxtricks.transforms.{module}"]
         monkeypatch.setattr(there, "leaf_words", words)
