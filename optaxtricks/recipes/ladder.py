@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import checks, update_checks
-from .._core.alignment import is_array
+from .._core import checks
+from .._core.alignment import is_array, params_like
+from .._core.build import transformation
 from .._core.paths import (
     flatten,
     is_hole,
@@ -26,8 +27,8 @@ def ladder(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains the leaves of a side network; all others are frozen, at no cost.
 
-    The chain is, in order: zeros for gradients that are missing, and
-    ``optax.partition`` of ``inner`` on ``side`` and ``optax.set_to_zero`` on the rest.
+    It shows ``inner`` the side leaves alone, with ``optax.MaskedNode`` in the places of
+    all others, and gives these an update of zeros.
 
     What belongs inside ``inner`` is all that reads more than one leaf or keeps a state:
     clipping, accumulation, weight decay. Outside, ``optax.clip_by_global_norm`` counts
@@ -104,20 +105,26 @@ def ladder(
     """
     checks.optimizer(inner=inner)
 
-    def labels(tree: Any) -> Any:
-        checks.array_leaves(tree, by="ladder")
-        chosen = proper_matches(tree, side, name="side")
-        named = zip(leaves_with_paths(tree), chosen, strict=True)
-        checks.inexact_leaves({path: x for (path, x), c in named if c}, by="ladder")
-        names = ["side" if c else "rest" for c in chosen]
-        return jax.tree.unflatten(flatten(tree)[1], names)
+    inner = optax.with_extra_args_support(inner)
 
-    def filled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        return updates if params is None else _filled(updates, params, side)
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(_side_alone(params, side))
 
-    parts = optax.partition({"side": inner, "rest": optax.set_to_zero()}, labels)
-    parts = update_checks.beside_updates(parts, by="ladder")
-    return optax.chain(optax.stateless(filled), parts)
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        known = {} if params is None else _arrays(params, side)
+        updates = _filled(updates, known)
+        alone = _side_alone(updates, side)
+        if params is not None:
+            params = params_like(params, alone, by="ladder")
+        moved, state = inner.update(alone, state, params, **extra_args)
+        return _among_zeros(moved, alone, updates), state
+
+    return transformation(init, update, one_leaf=True)
 
 
 def side_value_and_grad(
@@ -172,20 +179,52 @@ def side_value_and_grad(
     return value_and_grad
 
 
-def _filled(updates: optax.Updates, params: optax.Params, side: Selector) -> Any:
-    """The updates with zeros in the holes that frozen parameters do not have."""
+def _side_alone(tree: Any, side: Selector) -> Any:
+    """The tree with `optax.MaskedNode` for frozen leaves, and for holes of any kind.
+
+    So what had no frozen leaf at `init` may have it, or zeros for it, at `update`.
+    """
+    checks.array_leaves(tree, by="ladder")
+    chosen = iter(proper_matches(tree, side, name="side"))
+    nodes, layout = jax.tree.flatten(tree, is_leaf=is_node)
+    shown = [
+        node if not is_hole(node) and next(chosen) else optax.MaskedNode()
+        for node in nodes
+    ]
+    alone = jax.tree.unflatten(layout, shown)
+    checks.inexact_leaves(alone, by="ladder")
+    return alone
+
+
+def _arrays(params: optax.Params, side: Selector) -> dict[str, Any]:
+    """The frozen arrays of the parameters by path; None in the place of side leaves."""
     arrays = jax.tree.map(lambda x: x if is_array(x) else None, params)
     chosen = matches(arrays, side, name="side")
     named = zip(leaves_with_paths(arrays), chosen, strict=True)
-    frozen: dict[str, Any] = {path: None if c else leaf for (path, leaf), c in named}
+    return {path: None if c else leaf for (path, leaf), c in named}
+
+
+def _filled(updates: optax.Updates, known: dict[str, Any]) -> Any:
+    """The updates with zeros in the holes that frozen parameters do not have."""
     found = nodes_with_paths(updates)
     # What jax.grad gives for an integer is a number without bits.
     bitless = lambda x: getattr(x, "dtype", None) == jax.dtypes.float0
-    missed = [
-        path for path, x in found if path in frozen and (is_hole(x) or bitless(x))
-    ]
-    if missing := [path for path in missed if frozen[path] is None]:
+    missed = [path for path, x in found if path in known and (is_hole(x) or bitless(x))]
+    if missing := [path for path in missed if known[path] is None]:
         raise ValueError(f"leaves of side without a gradient: {listing(missing)}.")
     layout = jax.tree.structure(updates, is_leaf=is_node)
-    zeros = {path: jnp.zeros_like(frozen[path]) for path in missed}
+    zeros = {path: jnp.zeros_like(known[path]) for path in missed}
     return jax.tree.unflatten(layout, [zeros.get(path, x) for path, x in found])
+
+
+def _among_zeros(moved: Any, alone: Any, updates: Any) -> Any:
+    """The side's new updates in their places, zeros in those of frozen leaves."""
+    left = iter(flatten(moved)[0])
+    nodes, layout = jax.tree.flatten(updates, is_leaf=is_node)
+    masked = jax.tree.leaves(alone, is_leaf=is_node)
+    zeros = lambda node: jax.tree.map(jnp.zeros_like, node)
+    out = [
+        zeros(node) if is_hole(hidden) else next(left)
+        for node, hidden in zip(nodes, masked, strict=True)
+    ]
+    return jax.tree.unflatten(layout, out)
