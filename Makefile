@@ -27,7 +27,7 @@ lint: .venv/dev
 	$(BIN)/pyrefly check
 
 bench-smoke: .venv/dev
-	for name in step state compile threshold fisher sign rows monitor layers card; do \
+	for name in step state compile threshold fisher sign rows monitor layers momentum card; do \
 	  $(BIN)/python -m benchmarks.bench_$$name --size tiny || exit 1; done
 	$(BIN)/python -m benchmarks.ladder --size tiny
 

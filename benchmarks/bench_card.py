@@ -132,13 +132,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append(row)
         print(row, flush=True)
 
-    for name, (tx, dtype) in sides().items():
+    transforms = sides()
+    for name, (tx, dtype) in transforms.items():
         record(name, QueuedStep(tx, TREES[size], dtype))
     for name, step in row_steps(size).items():
         record(name, step)
     many = harness.SIZES[size]
     for name in ("adamw", "gradient_dropout, adamw", "lion"):
-        step = QueuedStep(sides()[name][0], many)
+        step = QueuedStep(transforms[name][0], many)
         record(f"{len(many)} leaves: {name}", step)
     harness.publish("bench_card", rows, options)
 

@@ -35,11 +35,18 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         **{
-            name: importlib.metadata.version(name)
-            for name in ("jax", "jaxlib", "optax", "numpy")
+            name: _version(name)
+            for name in ("jax", "jaxlib", "optax", "numpy", "optaxtricks")
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a checkout, not installed
 
 
 def alternate(

@@ -71,7 +71,7 @@ def _averages(opt_state: Any, *, by: str) -> dict[str, Any]:
 
 def _fresh(path: str, param: Any, average: Any, by: str) -> Any:
     if average is None:
-        return jnp.copy(param) if isinstance(param, jax.Array) else param
+        return jnp.array(param) if hasattr(param, "shape") else param
     if jnp.shape(average) != jnp.shape(param):
         raise ValueError(
             f"{by} got a leaf of shape {jnp.shape(param)} at {path!r}, of which "

@@ -72,8 +72,8 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
         of :math:`2^{-102}`.
       - Its mean is the exact sum, to :math:`2^{-32}` of the distance of the
         neighbours.
-      - A sum that is a number of the dtype is met exactly; an update of zero changes
-        nothing.
+      - A sum that is one of these numbers itself is met exactly; an update of zero
+        changes nothing.
       - Infinity and NaN come out as without it; so does a sum that nearest rounding
         takes to the largest finite number of the dtype, or beyond.
       - Updates of other leaves pass bit for bit.

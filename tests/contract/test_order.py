@@ -14,8 +14,6 @@ from optaxtricks._core.paths import leaves_with_paths
 from tests.cases import CASES, Case
 from tests.problems import STEPS, assert_same, gradients
 
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
 
 def _inside_out(tree: Any) -> Any:
     """Ordered dicts whose keys come in the reverse of their sorted order."""
@@ -48,6 +46,10 @@ ORDERS: dict[str, Callable[[Any], Any]] = {
 each_order = pytest.mark.parametrize("reordered", ORDERS.values(), ids=ORDERS)
 
 
+by_path = {name: case for name, case in CASES.items() if not case.by_structure}
+each_case = pytest.mark.parametrize("case", by_path.values(), ids=by_path)
+
+
 def _made(case: Case, params: Any) -> Any:
     """The case's transformation, with an inner one that matches by path as well."""
     arguments = case.arguments(params)
@@ -68,8 +70,6 @@ def _table(state: Any) -> dict[str, Any]:
 def test_order_of_leaves_in_init_is_of_no_account(
     case: Case, reordered: Callable[[Any], Any]
 ) -> None:
-    if case.by_structure:
-        pytest.skip("of Optax's own")
     params = case.params(jnp.float32)
     tx, extra = _made(case, params), case.extra_args(params)
     plain, state = tx.init(params), tx.init(reordered(params))
@@ -89,8 +89,6 @@ def test_order_of_leaves_in_init_is_of_no_account(
 def test_updates_come_back_in_their_containers(
     case: Case, reordered: Callable[[Any], Any]
 ) -> None:
-    if case.by_structure:
-        pytest.skip("of Optax's own")
     params = case.params(jnp.float32)
     tx, extra = _made(case, params), case.extra_args(params)
     grads = gradients(params)

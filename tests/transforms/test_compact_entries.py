@@ -82,6 +82,17 @@ def test_adamw_moments_exist_for_kept_entries_alone(promotion):
     assert [kept.shape for kept in moments] == [(n,) for n in sizes if n]
 
 
+def test_a_window_accumulates_kept_entries_alone(promotion):
+    within = lambda tx: optax.MultiSteps(tx, 2).gradient_transformation()
+    got, state = walk(ot.compact_entries(within(optax.adam(1e-2)), MASK))
+    want, _ = walk(within(ot.compact_entries(optax.adam(1e-2), MASK)))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    sizes = [int(mask.sum()) for mask in jax.tree.leaves(MASK)]
+    sums = jax.tree.leaves(state.inner.acc_grads)
+    assert [kept.shape for kept in sums] == [(n,) for n in sizes if n]
+
+
 def test_entries_that_are_not_kept_get_negative_zero_and_are_never_read():
     mask = np.array([[True, False], [False, True]])
     grads = jnp.array([[1.0, jnp.nan], [jnp.inf, 2.0]])

@@ -172,6 +172,18 @@ def test_the_least_numbers_of_bfloat16_are_met_at_a_wider_spacing() -> None:
     assert (got == least).mean() == pytest.approx(0.25, abs=5 * 0.5 / np.sqrt(COUNT))
 
 
+@each_dtype
+def test_what_all_but_vanishes_lands_on_steps_of_float32(dtype: Any) -> None:
+    """On multiples of 2**-23 of the parameter, to which float32 has a step."""
+    spacing, start = 2.0**-23, 2.0**-17
+    params = jnp.ones(COUNT, dtype)
+    step = start + spacing / 2 - 1
+    assert float(np.float32(step)) == step
+    got = np.asarray(_rounded(params, jnp.full(COUNT, step)), np.float64)
+    assert set(got) == {start, start + spacing}
+    assert (got == start).mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(COUNT))
+
+
 def test_a_thousand_small_steps_arrive() -> None:
     """Nearest rounding stays at 1; the exact end is 0.8."""
     params = jnp.ones(4096, jnp.bfloat16)
