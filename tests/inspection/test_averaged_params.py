@@ -125,8 +125,8 @@ def test_no_buffer_is_that_of_the_parameters_or_the_state() -> None:
         got = step(params, state)
         assert not pointers(got) & pointers([params, state])
     numpy = {**params, "rest": np.zeros(50, np.float32)}
-    rest: Any = ot.averaged_params(numpy, state)["rest"]
-    assert not np.shares_memory(np.asarray(rest), numpy["rest"])
+    copies: Any = ot.averaged_params(numpy, state)
+    assert not np.shares_memory(np.asarray(copies["rest"]), numpy["rest"])
 
 
 def test_what_cannot_be_told_is_refused() -> None:
