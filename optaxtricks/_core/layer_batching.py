@@ -66,15 +66,15 @@ class Value(NamedTuple):
     array: Any
     at: Place | None = None
 
-    def one(self) -> jax.ShapeDtypeStruct:
-        """The array of one layer, for tracing."""
-        kind, typed = jax.typeof(self.array), typed_sharding(self.array)
+    def one(self) -> Any:
+        """The type of the array of one layer, for tracing."""
+        # A jax.ShapeDtypeStruct would not say how it varies inside of jax.shard_map.
+        kind: Any = jax.typeof(self.array)
         axis = None if self.at is None else self.at.axis
         without = lambda row: tuple(x for i, x in enumerate(row) if i != axis)
-        if typed is not None:
-            typed = NamedSharding(typed.mesh, PartitionSpec(*without(typed.spec)))
-        return jax.ShapeDtypeStruct(
-            without(kind.shape), kind.dtype, sharding=typed, weak_type=kind.weak_type
+        spec = PartitionSpec(*without(kind.sharding.spec))
+        return kind.update(
+            shape=without(kind.shape), sharding=NamedSharding(kind.sharding.mesh, spec)
         )
 
 

@@ -135,11 +135,12 @@ def test_a_leaf_that_the_axis_does_not_divide_is_found_out_by_jax() -> None:
     assert not (got["b"][:32] == got["b"][32:]).all()
 
 
-def test_a_layer_at_a_time() -> None:
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_layer_at_a_time(check_vma: bool) -> None:
     grads, where = {"w": jnp.ones((3, 16, 8))}, {"w": P(None, "x", "y")}
     inner = ot.gradient_dropout(0.5, key=3, axis_name=("x", "y"))
     tx = ot.per_layer(inner, "w")
-    got = sharded(tx, grads, where, check_vma=False)[0]["w"]
+    got = sharded(tx, grads, where, check_vma=check_vma)[0]["w"]
     cut = np.stack([blocks(layer) for layer in np.asarray(got)])
     assert len({block.tobytes() for block in cut.reshape(12, -1)}) == 12
 

@@ -120,3 +120,17 @@ def test_stacks_are_of_one_group_however_their_other_axes_are_divided(
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
     norms = optax.tree.get(state, "readings")["updates"]["all"]["norm"]
     assert_same(norms, jnp.full(8, jnp.sqrt(20.0)), ulps=2)
+
+
+@each_inner
+def test_inside_shard_map_a_block_is_a_stack_of_its_own(inner: Any) -> None:
+    tx, params = ot.per_layer(inner(), {"^layers/": 1}), _params()
+    grads = gradients(params)
+    step = lambda grads, params: tx.update(grads, tx.init(params), params)[0]
+    part = lambda i: jax.tree.map(lambda x: jnp.split(x, 4, 1)[i], (grads, params))
+    blocks = [jax.jit(step)(*part(i)) for i in range(4)]
+    want = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *blocks)
+    where = PartitionSpec(None, "layers")
+    mesh = jax.make_mesh((4,), ("layers",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(where, where), out_specs=where)
+    assert_same(jax.jit(mapped)(grads, params), want, ulps=8)
