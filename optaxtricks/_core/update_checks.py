@@ -40,12 +40,13 @@ def stack_axes(updates: Any, stacked: Stacked | None) -> list[int | None]:
 
 
 def with_params(
-    tx: optax.GradientTransformation, *, by: str
+    tx: optax.GradientTransformation, *, by: str, kind: type = object
 ) -> optax.GradientTransformationExtraArgs:
-    """The same transformation, but without or unlike parameters are refused at once."""
+    """The same transformation, but a state of another type, and parameters that are
+    missing or laid out otherwise, are refused at once."""
 
     def look(updates: Any, state: Any, params: Any) -> Any:
-        del state
+        state_of(kind, state, by=by)
         checks.inexact_leaves(updates, by=by, allow_complex=False)
         return given(params, updates, by=by)
 

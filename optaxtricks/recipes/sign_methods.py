@@ -297,4 +297,4 @@ def mixed_sign(
 
     adam = update_checks.beside_moments(in_float32(adam), by="mixed_sign")
     both = optax.partition({"adam": adam, "sign": method}, labels)
-    return update_checks.with_params(both, by="mixed_sign")
+    return update_checks.with_params(both, by="mixed_sign", kind=optax.PartitionState)

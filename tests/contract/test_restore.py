@@ -152,14 +152,24 @@ def test_an_abstract_average_lies_where_its_parameter_does() -> None:
     assert layout(traced) == layout(ema)
 
 
-def test_a_checkpoint_read_without_a_target_names_the_cure() -> None:
+def test_a_checkpoint_read_without_a_target_names_the_cure(tmp_path: Path) -> None:
     params = {"w": jnp.ones(2)}
     tx = ot.scale_by_lion()
     data = flax.serialization.to_bytes(tx.init(params))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", tx.init(params))
+        checkpointer.wait_until_finished()
+        from_orbax = checkpointer.restore(tmp_path / "state")
     for state in (
+        from_orbax,
         flax.serialization.msgpack_restore(data),
         flax.serialization.from_bytes(None, data),
         jax.tree.leaves(tx.init(params)),
     ):
         with pytest.raises(TypeError, match=r"restore it into the abstract state jax"):
             tx.update(params, state)
+    mixed = ot.mixed_sign(0.1, embeddings="emb")
+    params = {"emb": jnp.ones((2, 2)), "w": jnp.ones((2, 2))}
+    state = flax.serialization.to_state_dict(mixed.init(params))
+    with pytest.raises(TypeError, match=r"PartitionState.*got dict.*jax.eval_shape"):
+        mixed.update(params, state, params)
