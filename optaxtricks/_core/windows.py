@@ -75,15 +75,27 @@ def calls(state: Any) -> list[jax.Array]:
     return found
 
 
-def ended(state: Any) -> jax.Array:
-    """Whether all windows are at an end, and so the next call begins new ones."""
-    return jnp.stack([call == 0 for call in calls(state)]).all()
+ALL = -1
+"""All windows of a state. A set of them is the bits of a number, in `calls`' order."""
 
 
-def stood_still(before: Any, after: Any) -> jax.Array:
-    """Whether no window moved: the call was skipped, or its window has one call."""
-    pairs = zip(calls(before), calls(after), strict=True)
-    return jnp.stack([one == two for one, two in pairs]).all()
+def ended(state: Any, which: int = ALL) -> jax.Array:
+    """Whether these windows are at an end, and so the next call begins new ones."""
+    return _all([call == 0 for call in _of(state, which)])
+
+
+def stood_still(before: Any, after: Any, which: int = ALL) -> jax.Array:
+    """Whether none of them moved: the call was skipped, or its window has one call."""
+    pairs = zip(_of(before, which), _of(after, which), strict=True)
+    return _all([one == two for one, two in pairs])
+
+
+def _of(state: Any, which: int) -> list[jax.Array]:
+    return [call for i, call in enumerate(calls(state)) if which >> i & 1]
+
+
+def _all(true: list[jax.Array]) -> jax.Array:
+    return jnp.stack([*true, np.True_]).all()
 
 
 def by_place(

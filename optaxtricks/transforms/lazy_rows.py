@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from .._core import checks, update_checks, windows
 from .._core.alignment import params_like
 from .._core.build import transformation
-from .._core.leaf_rules import made_from
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.row_views import WHOLE, Block, Masked, Whole
+from .._core.row_windows import (
+    WindowsOf,
+    none_touched,
+    since_window_began,
+    still_touched,
+)
 from .._core.selectors import Selector, row_matches
 from .._core.serialized import serialized_state
 from .._core.state_parts import beside_params, transformation_of
@@ -82,7 +86,8 @@ def lazy_rows(
         :func:`at_window_end` by their ``accumulate_steps``, ``optax.MultiSteps``,
         ``optax.apply_every``) every row moves that a call of the window touched: as
         without accumulation on window means, with the ids of all calls as
-        ``active_rows``. Tables must have windows of one length.
+        ``active_rows``. Each table goes by its own windows: those that its update
+        hangs on.
       - Inside ``optax.MultiSteps`` likewise, but there ``active_rows`` must name the
         rows of the whole window. Neither way can a :class:`RowSparse` accumulate.
       - No communication but ids and touched rows, and a bit a row where rows are
@@ -134,6 +139,7 @@ def lazy_rows(
     """
     checks.chosen(("decay", "freeze"), moments=moments)
     inner = transformation_of(inner=inner)
+    windows_of = WindowsOf(inner)
 
     def init(params: optax.Params) -> optax.OptState:
         checks.inexact_leaves(params, by="lazy_rows")
@@ -142,8 +148,9 @@ def lazy_rows(
         if not windows.calls(state):
             return state
         if moments == "freeze":
-            _check_rests(inner, state, params, flags)
-        return LazyRowsState(touched=_none_touched(params, flags), inner=state)
+            windowed = windows_of(params, state, params, {})
+            _check_rests(inner, state, params, flags, windowed)
+        return LazyRowsState(touched=none_touched(params, flags), inner=state)
 
     def update(
         updates: optax.Updates,
@@ -162,7 +169,7 @@ def lazy_rows(
         rows = {} if active_rows is None else active_rows
         views = _views(updates, tables, moments, rows, accumulates)
         if isinstance(state, LazyRowsState):
-            views = _since_window_began(views, state.touched)
+            views = since_window_began(views, state.touched)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
         held: Any = WHOLE
         if moments == "freeze":
@@ -180,7 +187,9 @@ def lazy_rows(
         put = lambda view, old, new: view.put(old, new)
         after = jax.tree.map(put, held, before, after)
         if isinstance(state, LazyRowsState):
-            after = _with_touched(views, state, after)
+            which = windows_of(updates, before, params, extra_args)
+            still = still_touched(views, state.touched, which, before, after)
+            after = LazyRowsState(touched=still, inner=after)
         return jax.tree.map(lambda view, u: view.give(u), views, proposed), after
 
     return transformation(init, update, one_leaf=True)
@@ -231,43 +240,12 @@ def _check_sparse(
         raise ValueError(f"active_rows names {path!r}, whose gradient is a RowSparse.")
 
 
-def _none_touched(
-    params: optax.Params, flags: list[bool]
-) -> tuple[jax.Array, ...] | jax.Array:
-    """No row of any table; read from the tables, to lie where their rows do."""
-    leaves = leaves_with_paths(params)
-    if not leaves:  # one stands for all where optax.tree.map_params shows none
-        return jnp.zeros((), bool)
-    none = lambda table: jnp.zeros_like(touched("", table, None))
-    pairs = zip(leaves, flags, strict=True)
-    return tuple(made_from(x, none) for (_, x), is_table in pairs if is_table)
-
-
-def _since_window_began(views: Any, before: Any) -> Any:
-    """The same views, of the rows that any call of the window touched so far."""
-    flat, layout = jax.tree.flatten(views)
-    known = list(before) if isinstance(before, tuple) else []
-    checks.same_count([v for v in flat if isinstance(v, Masked)], known, by="lazy_rows")
-    earlier = iter(known)
-    either = lambda view: view.with_earlier(next(earlier))
-    out = [either(view) if isinstance(view, Masked) else view for view in flat]
-    return jax.tree.unflatten(layout, out)
-
-
-def _with_touched(views: Any, state: LazyRowsState, after: Any) -> LazyRowsState:
-    """The next state: rows stay touched until the window ends."""
-    ended = windows.ended(after)
-    skipped = windows.stood_still(state.inner, after)
-    rows = [v.touched for v in jax.tree.leaves(views) if isinstance(v, Masked)]
-    keep = lambda now, old: ~ended & jnp.where(skipped, old, now)
-    held = tuple(map(keep, rows, state.touched)) if rows else state.touched
-    return LazyRowsState(touched=held, inner=after)
-
-
-def _check_rests(inner: Any, state: Any, params: Any, flags: list[bool]) -> None:
+def _check_rests(
+    inner: Any, state: Any, params: Any, flags: list[bool], windowed: dict[str, int]
+) -> None:
     """Rejects a state of rows that changes inside a window: it cannot be frozen."""
-    paths = [path for path, _ in leaves_with_paths(params)]
-    names = [p if is_table else "" for p, is_table in zip(paths, flags, strict=True)]
+    pairs = zip(windowed.items(), flags, strict=True)
+    names = [path if is_table and which else "" for (path, which), is_table in pairs]
     names = jax.tree.unflatten(flatten(params)[1], names)
 
     def check(path: str, place: windows.Place) -> None:

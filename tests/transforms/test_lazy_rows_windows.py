@@ -1,5 +1,6 @@
 """Lazy rows around what accumulates: a row moves if any call of a window touched it."""
 
+from collections import OrderedDict
 from typing import Any, cast
 
 import jax
@@ -189,6 +190,50 @@ def test_nested_windows_end_together():
     got, _ = path(lazy, params(), grads)
     want, _ = path(ot.lazy_rows(tiger(), tables="emb"), params(), *means(grads, rows))
     assert_same(got[K - 1 :: K], want, ulps=32)
+
+
+@pytest.mark.parametrize("moments", ["decay", "freeze"])
+@pytest.mark.parametrize("other", [tiger(accumulate_steps=K), at_end(optax.sgd(0.1))])
+def test_a_table_goes_by_no_window_of_other_leaves(other, moments):
+    lazy = ot.lazy_rows(apart(adam(), other), tables="emb", moments=moments)
+    alone = ot.lazy_rows(adam(), tables="emb", moments=moments)
+    grads, _ = calls(windows=2)
+    got, _ = path(lazy, params(), grads)
+    tables = [{"emb": grad["emb"]} for grad in grads]
+    want, _ = path(alone, {"emb": params()["emb"]}, tables)
+    assert_same([at["emb"] for at in got], [at["emb"] for at in want], ulps=4)
+
+
+def test_tables_of_windows_of_their_own():
+    """In containers of another order than those that init saw, too."""
+    grads, _ = calls(windows=3)
+    both = [
+        {"emb": one["emb"], "tab": 2 * other["emb"]}
+        for one, other in zip(grads, reversed(grads), strict=True)
+    ]
+    start = {"emb": params()["emb"], "tab": values((ROWS, WIDTH), jnp.float32, 7)}
+    inner = {name: optax.MultiSteps(adam(), k) for name, k in [("emb", 2), ("tab", 3)]}
+    of_each: dict[Any, Any] = {
+        name: tx.gradient_transformation() for name, tx in inner.items()
+    }
+    labels = {"emb": "emb", "tab": "tab"}
+    lazy = ot.lazy_rows(optax.partition(of_each, lambda tree: labels), tables="")
+    got, _ = path(lazy, start, both)
+    for name, tx in inner.items():
+        alone = ot.lazy_rows(tx, tables="")
+        want, _ = path(alone, {name: start[name]}, [{name: g[name]} for g in both])
+        assert_same([at[name] for at in got], [at[name] for at in want], ulps=4)
+
+
+def test_touched_rows_are_held_by_path():
+    tx = ot.lazy_rows(ot.scale_by_tiger(accumulate_steps=K), tables="")
+    tree = {"emb": jnp.ones((ROWS, 2)), "tab": jnp.ones((ROWS, 2))}
+    backward = OrderedDict(reversed(tree.items()))
+    grads = {"emb": tree["emb"].at[1:].set(0), "tab": tree["tab"].at[:-1].set(0)}
+    want = tx.update(grads, tx.init(tree), tree)[1].touched
+    assert_same(tx.update(grads, tx.init(backward), tree)[1].touched, want)
+    later = tx.update(OrderedDict(reversed(grads.items())), tx.init(tree), tree)[1]
+    assert_same(later.touched, want)
 
 
 def test_what_accumulates_nothing_has_the_state_of_inner():
