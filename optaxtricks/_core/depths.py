@@ -135,8 +135,10 @@ def _count(found: Sequence[_Layers | None], tree: Any, how: Layering) -> int:
         stacks = "; if layers are stacked in one leaf, say so by `stacked`"
         if how.stacked is not None:
             stacks = ", and `stacked` none that is not masked out"
+        placed = _selectors(how)
+        among = f" in what {', '.join(placed)} leave over" if placed else ""
         raise ValueError(
-            f"layers {how.layers.pattern!r} finds no layer{stacks}. "
+            f"layers {how.layers.pattern!r} finds no layer{among}{stacks}. "
             f"{known_paths(paths, how.layers.pattern)}"
         )
     if len(set(counts.values())) > 1:

@@ -56,12 +56,16 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
     follow, which change nothing). What it emits for a narrow leaf is a **float32**
     update, made so that an unmodified ``optax.apply_updates``, as ``TrainState`` and
     ``nnx.Optimizer`` call it, lands on the chosen neighbour; this is the one
-    transformation whose updates do not keep their dtype. So ``optax.apply_if_finite``,
-    which wants one dtype of what goes in and comes out, goes before it and not around
-    it; and under JAX's strict dtype promotion ``optax.apply_updates`` refuses to add
-    the two. Give it updates as exact
-    as you have them: those in bfloat16 have been rounded to nearest already, which
-    costs up to :math:`2^{-9}` of each, but no small step.
+    transformation whose updates do not keep their dtype. So what wants one dtype of
+    what goes in and comes out, as ``optax.apply_if_finite`` and
+    ``optax.conditionally_transform`` do, goes before it and not around it; and under
+    JAX's strict dtype promotion ``optax.apply_updates`` refuses to add the two. A
+    :class:`RowSparse` is rounded inside :func:`lazy_rows`.
+
+    Give it updates as exact as you have them: those in bfloat16 have been rounded to
+    nearest already, which costs up to :math:`2^{-9}` of each. That is no small step
+    lost, but all of a small weight decay beside a sign: widen the gradients first, by
+    ``optax.stateless(lambda g, _: optax.tree.cast(g, jnp.float32))``.
 
     Guarantees:
       - ``optax.apply_updates(params, updates)`` keeps the parameters' dtype, and each

@@ -195,6 +195,29 @@ def test_a_thousand_small_steps_arrive() -> None:
     assert_same(nearest, params)
 
 
+def test_a_small_weight_decay_arrives_from_widened_gradients() -> None:
+    """Beside a sign it is lost in bfloat16, before it can be rounded."""
+    rate, decay, steps = 4e-3, 1.5e-3, 2000
+    widen = optax.stateless(lambda g, _: optax.tree.cast(g, jnp.float32))
+    lion = optax.chain(ot.lion(rate, weight_decay=decay, b1=0.5, b2=0.5))
+    params = jnp.ones(2**14, jnp.bfloat16)
+    ends = []
+    for tx in lion, optax.chain(widen, lion):
+        tx = optax.chain(tx, ot.round_stochastically(key=0))
+
+        def step(carry: Any, sign: Any, tx: Any = tx) -> Any:
+            params, state = carry
+            grads = jnp.full_like(params, 1) * sign
+            updates, state = tx.update(grads, state, params)
+            return (applied(params, updates), state), None
+
+        signs = jnp.asarray([1, -1] * (steps // 2), jnp.bfloat16)
+        (end, _), _ = jax.lax.scan(step, (params, tx.init(params)), signs)
+        ends.append(1 - float(end.astype(jnp.float32).mean()))
+    assert ends[1] == pytest.approx(rate * decay * steps, rel=0.2)
+    assert abs(ends[0]) < rate * decay * steps / 4
+
+
 def test_entries_steps_leaves_and_keys_draw_apart() -> None:
     half = jnp.full((64, 64), 2.0**-8, jnp.float32)
     params = {name: jnp.ones((64, 64), jnp.bfloat16) for name in "ab"}
