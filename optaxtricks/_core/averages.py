@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import checks
 from .paths import flatten, leaves_with_paths, listing
 from .serialized import serialized_state
 from .state_parts import nodes_of
@@ -56,7 +57,10 @@ def _averages(opt_state: Any, *, by: str) -> dict[str, Any]:
     """The averages by path, of all parts of an optimizer together."""
     states = [state for _, state in nodes_of(opt_state, EmaParamsState)]
     if not states:
-        raise ValueError(f"{by} found no average in opt_state; ema_params makes one.")
+        raise ValueError(
+            f"{by} found no average in opt_state; ema_params makes an EmaParamsState. "
+            f"{checks.LOST_TYPES}"
+        )
     found: dict[str, Any] = {}
     for state in states:
         for path, average in leaves_with_paths(state.ema):

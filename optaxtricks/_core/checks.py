@@ -179,8 +179,10 @@ def optimizer(**named: Any) -> None:
     """Rejects all but Optax transformations."""
     for name, value in named.items():
         if not isinstance(value, optax.GradientTransformation):
+            multi = isinstance(value, optax.MultiSteps)
+            cure = ": give its gradient_transformation()" if multi else ""
             raise TypeError(
-                f"{name} must be an optax.GradientTransformation, got {value!r}."
+                f"{name} must be an optax.GradientTransformation, got {value!r}{cure}."
             )
 
 
@@ -232,13 +234,17 @@ def finite_leaves(tree: Any, *, what: str) -> None:
         raise ValueError(f"{what} is not finite at {listing(bad)}.")
 
 
+LOST_TYPES = (
+    "A checkpoint that is read without a target has lost such types: restore it into "
+    "the abstract state jax.eval_shape(tx.init, params)."
+)
+
+
 def strange_state(kind: str, state: Any, *, by: str) -> TypeError:
     """What to raise of a state that the init of `by` has not made."""
     return TypeError(
         f"{by} needs a state{kind}, as its init makes it, got {type(state).__name__}; "
-        "update takes (updates, state, params). A checkpoint that is read without a "
-        "target has lost such types: restore it into the abstract state "
-        "jax.eval_shape(tx.init, params)."
+        f"update takes (updates, state, params). {LOST_TYPES}"
     )
 
 

@@ -96,7 +96,7 @@ def check_made_with(
     if have != (want := list(expected)):
         raise ValueError(
             f"the state of {by} was made with another mask: this one needs arrays of "
-            f"shapes {want}, the state has {have}."
+            f"shapes {want} for these updates, the state has {have}."
         )
 
 

@@ -35,11 +35,10 @@ def filled(updates: Any, params: Any, mask: EntryMask, *, by: str) -> Any:
     def fill(path: str, node: Any) -> Any:
         if not mask.freezes(path) or isinstance(node, optax.MaskedNode):
             return node
-        bitless = getattr(node, "dtype", None) == jax.dtypes.float0
         if path in known:
-            fits = not bitless and node is not None and is_float(known[path])
+            fits = not is_bitless(node) and node is not None and is_float(known[path])
             return node if fits else nothing_for(known[path])
-        if bitless:
+        if is_bitless(node):
             raise ValueError(
                 f"{by} needs params in update: the gradient at {path!r} is float0, "
                 "which does not say what can be added to the parameter."
@@ -50,6 +49,11 @@ def filled(updates: Any, params: Any, mask: EntryMask, *, by: str) -> Any:
     return jax.tree.unflatten(
         structure, [fill(path, node) for path, node in nodes_with_paths(updates)]
     )
+
+
+def is_bitless(leaf: Any) -> bool:
+    """Whether a leaf is a number without bits: the gradient of an integer."""
+    return getattr(leaf, "dtype", None) == jax.dtypes.float0
 
 
 def nothing_for(leaf: Any) -> jax.Array:

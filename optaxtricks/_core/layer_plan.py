@@ -198,8 +198,8 @@ class LayerPlan:
         if len(shapes) != len(self._shapes):
             raise TypeError(
                 f"per_layer needs a state of {len(self._shapes)} arrays, as its init "
-                f"makes it, got {type(state).__name__} of {len(shapes)}; update takes "
-                "(updates, state, params)."
+                f"makes it of parameters with these leaves, got {type(state).__name__} "
+                f"of {len(shapes)}; update takes (updates, state, params)."
             )
         for (path, _), have, i in zip(parts, shapes, order, strict=True):
             if have != (want := self._shapes[i]):

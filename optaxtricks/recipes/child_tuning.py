@@ -48,12 +48,13 @@ def child_tuning_d(
     as it does. Clip before this transformation: the reference order is clip, mask,
     moments.
 
-    A leaf under ``False`` may have any dtype and any gradient, as with
+    A leaf under ``False`` may be of any numbers and have any gradient, as with
     :func:`keep_entries`; ``inner`` sees ``optax.MaskedNode`` in place of one that is no
     float.
 
-    With ``decay_frozen=True`` on float16 parameters, give Adam ``eps=1e-4``: its 1e-8
-    is 0 there, and an entry that is not trained comes to 0 / 0.
+    With ``decay_frozen=True`` on float16 parameters, give Adam ``eps=1e-4``, or keep
+    parameters in float32: its 1e-8 is 0 there, and an entry that is not trained comes
+    to 0 / 0.
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.
@@ -137,8 +138,8 @@ def child_tuning_f(
 
     The chain is, in order: :func:`gradient_dropout` with rescaling, and ``inner``.
     Momentum goes on moving entries while they are masked, as in the published code.
-    On float16 parameters give Adam ``eps=1e-4``: its 1e-8 is 0 there, and an entry
-    masked from the first step on comes to 0 / 0.
+    On float16 parameters give Adam ``eps=1e-4``, or keep parameters in float32: its
+    1e-8 is 0 there, and an entry masked from the first step on comes to 0 / 0.
 
     Args:
       inner: a complete optimizer, such as ``optax.adamw(1e-5)``.

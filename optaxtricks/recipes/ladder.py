@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from .._core import checks
 from .._core.alignment import is_array, params_like
 from .._core.build import transformation
+from .._core.frozen_leaves import is_bitless, nothing_for
 from .._core.paths import (
+    OneLeaf,
     flatten,
     is_hole,
     is_node,
@@ -28,7 +29,7 @@ def ladder(
     """Trains the leaves of a side network; all others are frozen, at no cost.
 
     It shows ``inner`` the side leaves alone, with ``optax.MaskedNode`` in the places of
-    all others, and gives these an update of zeros.
+    all others, and gives these an update that changes no bit of them.
 
     What belongs inside ``inner`` is all that reads more than one leaf or keeps a state:
     clipping, accumulation, weight decay. Outside, ``optax.clip_by_global_norm`` counts
@@ -61,8 +62,9 @@ def ladder(
 
     Guarantees:
       - The side leaves move as under ``inner`` alone.
-      - A frozen leaf has no state and an update of exact zeros, of its own layout, also
-        where its gradient is ``None``. It may have any dtype.
+      - A frozen leaf has no state and an update of exact zeros, -0.0 where floats, of
+        its own layout and dtype, whatever its gradient, ``None`` and ``float0``
+        included. It may be of any numbers.
       - A compiled step with donated buffers hands frozen parameters on as they are,
         without reading or copying them for the update.
       - If all of the gradient is given, but nothing outside reads it, the compiled step
@@ -73,12 +75,13 @@ def ladder(
       side: a selector (see :func:`select`) of the leaves to train.
 
     Returns:
-      A transformation. Its ``update`` needs ``params`` if gradients are ``None`` where
-      ``init`` saw a leaf.
+      A transformation whose state is that of ``inner``. Its ``update`` needs
+      ``params`` if gradients are ``None`` or ``float0`` where ``init`` saw a leaf.
 
     Raises:
       ValueError: from ``init``, ``side`` matches no leaf or every leaf; from
-        ``update``, a leaf of ``side`` has no gradient.
+        ``update``, a leaf of ``side`` has no gradient, or no ``params`` where one is
+        ``float0``.
       TypeError: ``inner`` is no transformation; from ``init``, an integer leaf in
         ``side``.
 
@@ -104,7 +107,6 @@ def ladder(
       ylsung/Ladder-Side-Tuning, which trains every parameter named "side").
     """
     checks.optimizer(inner=inner)
-
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -117,12 +119,12 @@ def ladder(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         known = {} if params is None else _arrays(params, side)
-        updates = _filled(updates, known)
+        _check_complete(updates, known)
         alone = _side_alone(updates, side)
         if params is not None:
             params = params_like(params, alone, by="ladder")
         moved, state = inner.update(alone, state, params, **extra_args)
-        return _among_zeros(moved, alone, updates), state
+        return _with_frozen(moved, alone, updates, known), state
 
     return transformation(init, update, one_leaf=True)
 
@@ -204,27 +206,34 @@ def _arrays(params: optax.Params, side: Selector) -> dict[str, Any]:
     return {path: None if c else leaf for (path, leaf), c in named}
 
 
-def _filled(updates: optax.Updates, known: dict[str, Any]) -> Any:
-    """The updates with zeros in the holes that frozen parameters do not have."""
-    found = nodes_with_paths(updates)
-    # What jax.grad gives for an integer is a number without bits.
-    bitless = lambda x: getattr(x, "dtype", None) == jax.dtypes.float0
-    missed = [path for path, x in found if path in known and (is_hole(x) or bitless(x))]
-    if missing := [path for path in missed if known[path] is None]:
-        raise ValueError(f"leaves of side without a gradient: {listing(missing)}.")
-    layout = jax.tree.structure(updates, is_leaf=is_node)
-    zeros = {path: jnp.zeros_like(known[path]) for path in missed}
-    return jax.tree.unflatten(layout, [zeros.get(path, x) for path, x in found])
-
-
-def _among_zeros(moved: Any, alone: Any, updates: Any) -> Any:
-    """The side's new updates in their places, zeros in those of frozen leaves."""
-    left = iter(flatten(moved)[0])
-    nodes, layout = jax.tree.flatten(updates, is_leaf=is_node)
-    masked = jax.tree.leaves(alone, is_leaf=is_node)
-    zeros = lambda node: jax.tree.map(jnp.zeros_like, node)
-    out = [
-        zeros(node) if is_hole(hidden) else next(left)
-        for node, hidden in zip(nodes, masked, strict=True)
+def _check_complete(updates: optax.Updates, known: dict[str, Any]) -> None:
+    """Rejects holes in the place of a side leaf."""
+    missing = [
+        path
+        for path, x in nodes_with_paths(updates)
+        if path in known and known[path] is None and (is_hole(x) or is_bitless(x))
     ]
-    return jax.tree.unflatten(layout, out)
+    if missing:
+        raise ValueError(f"leaves of side without a gradient: {listing(missing)}.")
+
+
+def _with_frozen(moved: Any, alone: Any, updates: Any, known: dict[str, Any]) -> Any:
+    """The side's updates in their places; elsewhere what changes no parameter."""
+    left = iter(flatten(moved)[0])
+
+    def fill(path: str, node: Any) -> Any:
+        if path in known and not isinstance(node, OneLeaf):
+            return nothing_for(known[path])
+        if is_bitless(node):
+            raise ValueError(
+                f"ladder needs params in update: the gradient at {path!r} is float0, "
+                "which does not say what can be added to the parameter."
+            )
+        return jax.tree.map(nothing_for, node)
+
+    masked = jax.tree.leaves(alone, is_leaf=is_node)
+    out = [
+        fill(path, node) if is_hole(hidden) else next(left)
+        for (path, node), hidden in zip(nodes_with_paths(updates), masked, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=is_node), out)

@@ -77,7 +77,7 @@ def compact_entries(
       - For an element-wise ``inner`` kept entries move as they do without the mask.
       - Entries that are not kept get -0.0, which leaves every float as it is, and
         their gradients, NaN included, are never read.
-      - A leaf under ``False`` may have any dtype and any gradient, as with
+      - A leaf under ``False`` may be of any numbers and have any gradient, as with
         :func:`keep_entries`.
       - The state shares no buffer with ``mask``.
       - ``init`` takes ``jax.ShapeDtypeStruct`` for parameters, as far as that of

@@ -72,7 +72,7 @@ def gradient_dropout(
     :math:`\sigma^2 + \frac{1 - p}{p} (\mu^2 + \sigma^2)`. Under Adam the mean update
     shrinks by :math:`\sqrt p` and its variance does not fall. On float16 parameters
     Adam's ``eps`` of 1e-8 is 0, and an entry dropped from the first step on comes to
-    0 / 0: give it ``eps=1e-4``.
+    0 / 0: give it ``eps=1e-4``, or keep parameters in float32.
 
     Inside ``jax.shard_map`` a leaf is a block, and the index counts within it, so all
     shards would draw alike. With ``axis_name`` each shard draws anew, as a function of

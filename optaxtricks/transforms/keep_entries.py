@@ -63,21 +63,23 @@ def keep_entries(
 
     The mask lies in the state, so a checkpoint brings its own mask back: to resume,
     build the chain with any mask that has arrays of the same shapes at the same
-    leaves. In the state it takes one bit for each entry of the array, unpacked in the
-    optimizer's own loop: layers cost ``ceil(L / 8)`` bytes.
+    leaves. In the state it takes one bit for each entry of the array, in whole bytes
+    along one axis, unpacked in the optimizer's own loop: layers cost ``ceil(L / 8)``
+    bytes.
 
     Ahead of Adam on float16 parameters its ``eps`` of 1e-8 is 0, and an entry that is
-    not kept comes to 0 / 0: give it ``eps=1e-4``.
+    not kept comes to 0 / 0: give it ``eps=1e-4``, or keep parameters in float32.
 
     Guarantees:
       - Entries that are not kept get -0.0, also where the update is NaN. That is the
         one value whose addition leaves every float as it is, bit for bit (but for
         subnormal ones, where the device flushes these to zero in any addition).
       - Kept entries, and leaves under ``True``, pass bit for bit without ``rescale``.
-      - A leaf under ``False`` may have any dtype, as the codes of a quantized backbone
-        do, and any gradient: ``None`` too, or the ``float0`` that ``jax.grad`` with
-        ``allow_int`` gives for an integer. Its update is zeros of its own dtype, which
-        ``optax.apply_updates`` adds without changing a bit.
+      - A leaf under ``False`` may be of any numbers, as the codes of a quantized
+        backbone are, and have any gradient but a :class:`RowSparse`: ``None`` too, or
+        the ``float0`` that ``jax.grad`` with ``allow_int`` gives for an integer. Its
+        update is zeros of its own dtype, which ``optax.apply_updates`` adds without
+        changing a bit.
       - An array that broadcasts acts as its ``np.broadcast_to`` copy, bit for bit.
       - No communication on any sharding, and no temporary array, but a byte at most
         for each entry of an array that broadcasts.
@@ -99,8 +101,8 @@ def keep_entries(
         ``init``, a leaf that the mask does not cover, a shape that does not
         broadcast, or a mask entry without parameters.
       ValueError: from ``update``, no ``params`` where a gradient is ``float0``.
-      TypeError: ``mask`` holds anything but bools and bool arrays; from ``init``, an
-        integer leaf that is not under ``False``.
+      TypeError: ``mask`` holds anything but bools and bool arrays, or traced ones with
+        ``rescale``; from ``init``, an integer leaf that is not under ``False``.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -80,7 +80,8 @@ def lazy_rows(
       - Untouched rows get an update of exactly zero.
       - A :class:`RowSparse` gives what its dense form gives with its indices as
         ``active_rows``, if ``inner`` works row by row (see ``inner``). Compiled with
-        donated buffers it copies no table; but XLA's CPU backend widens a bfloat16
+        donated buffers it copies no table; what draws at random inside draws by the
+        place in the block, and not by the row; but XLA's CPU backend widens a bfloat16
         table to scatter into it, which takes time and memory of the table's size.
       - Around an ``inner`` that accumulates steps (:func:`tiger` and
         :func:`at_window_end` by their ``accumulate_steps``, ``optax.MultiSteps``,

@@ -134,7 +134,7 @@ def test_what_cannot_be_told_is_refused() -> None:
     twice = optax.chain(_ema(), _ema()).init(params)
     with pytest.raises(ValueError, match=r"leaf at 'b'.*tree\.get"):
         ot.averaged_params(params, twice)
-    with pytest.raises(ValueError, match="no average in opt_state; ema_params"):
+    with pytest.raises(ValueError, match=r"no average in opt_state.*without a target"):
         ot.averaged_params(params, optax.adam(0.1).init(params))
     with pytest.raises(ValueError, match="average of 'b', but params has no such"):
         ot.averaged_params({"w": jnp.ones(2)}, _ema().init(params))

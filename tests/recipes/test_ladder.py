@@ -66,7 +66,7 @@ def test_updates_of_frozen_leaves_are_zeros_of_their_own_layout() -> None:
     updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
     assert layout(updates) == layout(params)
     frozen = ot.split(updates, "^side")[1]
-    assert_same(frozen, jax.tree.map(jnp.zeros_like, frozen))
+    assert_same(frozen, jax.tree.map(lambda x: jnp.full_like(x, -0.0), frozen))
     assert layout(state) == layout(tx.init(params))
     # A parameter that is missing everywhere stays so.
     grads["none"] = params["none"] = None
@@ -96,6 +96,24 @@ def test_holes_in_every_container(kind: str) -> None:
 
 def _side(params: Any) -> Any:
     return ot.split(params, "layer/w")[0]
+
+
+def test_frozen_leaves_keep_every_bit() -> None:
+    """Whatever their gradients are."""
+    q = jnp.array([2**24 + 1, 3], jnp.int32)
+    params = {"q": q, "zero": jnp.array([-0.0, jnp.nan]), "side": jnp.ones(2)}
+    tx = ot.ladder(optax.sgd(0.5), side="side")
+    state = tx.init(params)
+    bitless = np.zeros(2, jax.dtypes.float0)
+    for grad in (jnp.zeros(2), jnp.full(2, jnp.inf), None, bitless):
+        grads: Any = {"q": grad, "zero": grad, "side": jnp.ones(2)}
+        got = applied(params, tx.update(grads, state, params)[0])
+        for name in ("q", "zero"):
+            assert got[name].dtype == params[name].dtype
+            assert np.asarray(got[name]).tobytes() == np.asarray(params[name]).tobytes()
+    grads = {"q": bitless, "zero": jnp.ones(2), "side": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"ladder needs params .* at 'q' is float0"):
+        tx.update(grads, state)
 
 
 def test_without_params_holes_stay_holes() -> None:
