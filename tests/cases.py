@@ -153,6 +153,7 @@ CASES: dict[str, Case] = {
         ot.gradient_dropout,
         lambda params: {"keep_rate": 0.5, "key": 1, "granularity": "row"},
         inject=("keep_rate",),
+        slow=True,
     ),
     "gradient_dropout_gaussian": Case(
         ot.gradient_dropout,
@@ -164,6 +165,7 @@ CASES: dict[str, Case] = {
         ot.update_dropout,
         lambda params: {"keep_rate": 0.3, "key": jax.random.key(3)},
         inject=("keep_rate",),
+        slow=True,
     ),
     "update_dropout_leaf": Case(
         ot.update_dropout,
@@ -182,6 +184,7 @@ CASES: dict[str, Case] = {
     "keep_entries_rescaled": Case(
         ot.keep_entries,
         lambda params: {"mask": entry_mask(params), "rescale": True},
+        slow=True,
     ),
     "keep_entries_broadcast": Case(
         ot.keep_entries,
@@ -214,6 +217,7 @@ CASES: dict[str, Case] = {
             "mask": entry_mask(params),
             "decay_frozen": True,
         },
+        slow=True,
     ),
     "child_tuning_d_broadcast": Case(
         ot.child_tuning_d,
@@ -240,6 +244,7 @@ CASES: dict[str, Case] = {
         },
         elementwise=False,
         exchange="nothing",
+        slow=True,
     ),
     "scale_by_lion": Case(
         ot.scale_by_lion, inject=("b1", "b2"), dtypes=REAL_DTYPES, ulps=4
@@ -255,6 +260,7 @@ CASES: dict[str, Case] = {
         inject=("b1", "b2", "dead_zone"),
         dtypes=REAL_DTYPES,
         ulps=4,
+        slow=True,
     ),
     "scale_by_tiger": Case(
         ot.scale_by_tiger,
@@ -366,6 +372,7 @@ CASES: dict[str, Case] = {
         lambda params: {
             "factors": {"": lambda step: jnp.where(step < 1, 0.3, 1.7)},
         },
+        slow=True,
     ),
     "scale_by_path_stacked": Case(
         ot.scale_by_path,
@@ -404,6 +411,7 @@ CASES: dict[str, Case] = {
         },
         whole_numbers=True,
         ulps=4,
+        slow=True,
     ),
     "lion": Case(
         ot.lion,

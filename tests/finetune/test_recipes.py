@@ -80,6 +80,7 @@ def test_update_dropout_moves_the_kept_share_in_one_step(problem):
     assert record["trained_parameters"] == size(before)
 
 
+@pytest.mark.slow
 def test_fish_moves_exactly_its_mask_and_the_head(problem):
     before, after, mask, record = train(problem, "fish")
     changed = moved(before, after)

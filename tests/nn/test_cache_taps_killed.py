@@ -80,7 +80,12 @@ def calls_of(patch, owner, name, counts):
 
 
 @pytest.mark.parametrize(
-    ("name", "when"), [("fsync", "before"), ("replace", "before"), ("replace", "after")]
+    ("name", "when"),
+    [
+        ("fsync", "before"),
+        pytest.param("replace", "before", marks=pytest.mark.slow),
+        pytest.param("replace", "after", marks=pytest.mark.slow),
+    ],
 )
 def test_every_call_that_reaches_the_disk(tmp_path, whole, name, when):
     """Dies at each flush and each rename in turn, until there is none left."""

@@ -34,7 +34,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dropped": {"keep": [0, 2]},
 }
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+each_option = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            options, id=name, marks=[] if name == "gated" else pytest.mark.slow
+        )
+        for name, options in OPTIONS.items()
+    ],
+)
 
 
 def both(**options: Any) -> list[Any]:

@@ -99,6 +99,7 @@ def test_the_parameters_are_the_same_up_to_rounding(
             )
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_other_numbers_of_devices(
     unbroken: Unbroken, tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ def test_stacked_needs_the_scope_of_a_leaf():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "spec", [P("x", "y"), P("y", "x"), P(None, None, "x"), P(("x", "y")), P()], ids=str
 )

@@ -57,7 +57,7 @@ def gradients(axis: int, params: Any, tokens: Any, wanted: Any) -> Any:
     return jax.grad(lambda params: loss(hand_net(axis, params, tokens), wanted))(params)
 
 
-@each_form_and_recipe(FORMS, brief={"first": "inside", "second": ""})
+@each_form_and_recipe(FORMS, brief={"first": "", "second": ""})
 def test_trains_as_its_unrolled_twin(form: Form, recipe: str) -> None:
     assert_trains_as(unrolled(recipe), HandTrainer(form), recipe)
 
