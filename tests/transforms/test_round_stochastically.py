@@ -196,7 +196,10 @@ def test_a_thousand_small_steps_arrive() -> None:
 
 
 def test_a_small_weight_decay_arrives_from_widened_gradients() -> None:
-    """Beside a sign it is lost in bfloat16, before it can be rounded."""
+    """Beside a sign it is lost in bfloat16, before it can be rounded.
+
+    But for compilers that keep more bits between operations, as those of GPUs do.
+    """
     rate, decay, steps = 4e-3, 1.5e-3, 2000
     widen = optax.stateless(lambda g, _: optax.tree.cast(g, jnp.float32))
     lion = optax.chain(ot.lion(rate, weight_decay=decay, b1=0.5, b2=0.5))
@@ -215,7 +218,8 @@ def test_a_small_weight_decay_arrives_from_widened_gradients() -> None:
         (end, _), _ = jax.lax.scan(step, (params, tx.init(params)), signs)
         ends.append(1 - float(end.astype(jnp.float32).mean()))
     assert ends[1] == pytest.approx(rate * decay * steps, rel=0.2)
-    assert abs(ends[0]) < rate * decay * steps / 4
+    if jax.default_backend() == "cpu":
+        assert abs(ends[0]) < rate * decay * steps / 4
 
 
 def test_entries_steps_leaves_and_keys_draw_apart() -> None:
