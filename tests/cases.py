@@ -148,6 +148,7 @@ CASES: dict[str, Case] = {
             "keep_rate": lambda step: jnp.where(step < 1, 0.75, 0.5),
             "key": np.asarray([1, 2], np.uint32),
         },
+        slow=True,
     ),
     "gradient_dropout_row": Case(
         ot.gradient_dropout,
@@ -160,6 +161,7 @@ CASES: dict[str, Case] = {
         lambda params: {"keep_rate": 0.5, "key": 2, "distribution": "gaussian"},
         inject=("keep_rate",),
         ulps=4,
+        slow=True,
     ),
     "update_dropout": Case(
         ot.update_dropout,
@@ -228,6 +230,7 @@ CASES: dict[str, Case] = {
         ot.child_tuning_f,
         lambda params: {"inner": _inner(), "keep_rate": 0.7, "key": 5},
         inject=("keep_rate",),
+        slow=True,
     ),
     "ladder": Case(
         ot.ladder,
@@ -314,6 +317,7 @@ CASES: dict[str, Case] = {
         },
         elementwise=False,
         exchange="rows",
+        slow=True,
     ),
     "lazy_rows_window": Case(
         ot.lazy_rows,

@@ -19,13 +19,7 @@ import optaxtricks as ot
 from tests.cases import CASES, REAL_DTYPES, Case
 from tests.problems import PairNode, applied, assert_same, gradients, layout, values
 
-each_case = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow else [])
-        for name, case in CASES.items()
-    ],
-)
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SHAPES = [(), (0,), (1,), (3,), (2, 3), (4, 2), (0, 2), (2, 0, 2), (2, 1, 3)]
 NARROW = REAL_DTYPES[:3]
 FRACTIONS = st.sampled_from([0.03125, 0.1, 0.25, 0.5, 0.7, 0.9, 0.984375])
@@ -95,6 +89,7 @@ def assert_layouts_stay(params: Any, outputs: Any, states: Any) -> None:
         assert layout(state) == layout(states[0])
 
 
+@pytest.mark.slow
 @each_case
 @few(3)
 @hypothesis.given(data=st.data())

@@ -111,21 +111,6 @@ def test_optax_still_finds_parameters_inside_partition(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@each_case
-def test_multi_steps_hands_over_the_mean_gradient(case: Case) -> None:
-    params = case.params(jnp.float32)
-    multi = optax.MultiSteps(case.make(params), every_k_schedule=2)
-    state, extra = multi.init(params), case.extra_args(params)
-    grads = gradients(params)
-    nothing, state = multi.update(grads, state, params, **extra)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(nothing))
-    got, state = multi.update(grads, state, params, **extra)
-    # MultiSteps compiles what eager code runs step by step.
-    assert_same(got, _first_update(case, case.make(params), params)[0], ulps=case.ulps)
-    assert layout(state) == layout(multi.init(params))
-
-
-@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=name) for name, case in CASES.items() if case.inject],

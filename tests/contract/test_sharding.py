@@ -48,7 +48,11 @@ def _on_one_device(name: str) -> Any:
     return jax.jit(tx.update)(gradients(params), tx.init(params), params, **extra)
 
 
-@each_kind
+@pytest.mark.parametrize(
+    "kind",
+    [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("axes", PLACEMENTS.values(), ids=PLACEMENTS)
 @pytest.mark.parametrize("name", CASES)
 def test_any_placement_gives_one_devices_numbers_and_exchanges_what_the_case_names(

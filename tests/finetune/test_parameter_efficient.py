@@ -20,7 +20,7 @@ from benchmarks.finetune.recipes import RECIPES
 
 from .training import SEED, count, moved, size, tiny_problem, train
 
-pytestmark = pytest.mark.usefixtures("training")
+pytestmark = [pytest.mark.usefixtures("training"), pytest.mark.slow]
 LAYERS, WIDTH, INNER, CLASSES = 2, 24, 40, 2
 HEAD = WIDTH * CLASSES + CLASSES
 

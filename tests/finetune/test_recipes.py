@@ -13,7 +13,7 @@ from benchmarks.finetune.train import warm_up_then_decay
 from . import test_ladder_recipes, test_parameter_efficient
 from .training import SEED, count, moved, size, tiny_problem, train
 
-pytestmark = pytest.mark.usefixtures("training")
+pytestmark = [pytest.mark.usefixtures("training"), pytest.mark.slow]
 
 
 @pytest.fixture
@@ -35,7 +35,6 @@ def test_full_trains_every_leaf(problem):
     assert record["optimizer_state_bytes"] >= 8 * size(before)
 
 
-@pytest.mark.slow
 def test_child_tuning_d_moves_kept_layer_entries_only(problem):
     before, after, mask, record = train(problem, "child_tuning_d")
     layers, changed = before["encoder"]["layers"], moved(before, after)
@@ -80,7 +79,6 @@ def test_update_dropout_moves_the_kept_share_in_one_step(problem):
     assert record["trained_parameters"] == size(before)
 
 
-@pytest.mark.slow
 def test_fish_moves_exactly_its_mask_and_the_head(problem):
     before, after, mask, record = train(problem, "fish")
     changed = moved(before, after)

@@ -18,6 +18,7 @@ from .runs import Run, copy_until, finish, losses, saved, started
 # order does not matter, and everything is equal to the bit. With more terms it need
 # not be: the bound is for a machine whose libraries sum in another order.
 ROUNDING = 1e-5
+pytestmark = pytest.mark.slow
 
 
 def _free_port() -> int:
@@ -99,7 +100,6 @@ def test_the_parameters_are_the_same_up_to_rounding(
             )
 
 
-@pytest.mark.slow
 def test_it_goes_on_with_other_numbers_of_devices(
     unbroken: Unbroken, tmp_path: Path
 ) -> None:
