@@ -10,6 +10,8 @@ import pytest
 from optaxtricks._core.layer_batching import Group, LayerBatching, Place, Value
 from tests.problems import values
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 3
 # A matrix, a vector and a number of each layer; a matrix that all layers share.
 SHAPES = [(4, 5), (5,), ()]

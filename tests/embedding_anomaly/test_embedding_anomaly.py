@@ -13,6 +13,8 @@ from benchmarks.embedding_anomaly.training import SIZES
 from benchmarks.embedding_anomaly.variants import DECAY, LION_RATE, VARIANTS
 from tests.comparison_command import assert_refused, assert_written, run_tiny
 
+pytestmark = pytest.mark.slow
+
 # Of two methods and two models; compilation is what takes time here.
 SOME = ("tiger", "lion_half_swap")
 LAZY = [name for name in VARIANTS if name.startswith("lazy")]

@@ -18,6 +18,8 @@ from benchmarks.finetune.errors import InputError
 from benchmarks.finetune.stdlib_sources import Function, documented, library, sources
 from benchmarks.finetune.task import open_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def task():

@@ -18,7 +18,7 @@ from benchmarks.finetune.train import Evaluator
 from .conftest import DATA
 from .training import SEED, moved
 
-pytestmark = pytest.mark.usefixtures("training")
+pytestmark = [pytest.mark.usefixtures("training"), pytest.mark.slow]
 ROWS = [
     {"text": "open the file", "text_b": "close a queue", "label": "a"},
     {"text": "mean", "text_b": "sum of a list of lines", "label": "b"},

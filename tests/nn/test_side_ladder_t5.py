@@ -11,6 +11,8 @@ from flax import nnx
 
 import optaxtricks as ot
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:

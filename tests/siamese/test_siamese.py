@@ -20,6 +20,8 @@ from benchmarks.siamese.variants import PREDICTOR, RATE, SWEEPS
 from tests.comparison_command import assert_refused, assert_written, run_tiny
 from tests.problems import assert_same
 
+pytestmark = pytest.mark.slow
+
 # One sweep only: compilation is what takes time here.
 SOME = ("target_schedule",)
 TINY = SIZES["tiny"]
