@@ -76,5 +76,12 @@ FLOOR := grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==
 	  --editable '.[test]' $$($(FLOOR))
 	touch $@
 
+# The compilers lie in an environment of their own: JAX takes up whatever it finds.
+.venv-compiled/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-compiled
+	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[compiled]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-floor build dist
+	rm -rf .venv .venv-compiled .venv-floor build dist
