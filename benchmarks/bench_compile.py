@@ -24,10 +24,12 @@ _IMPORT = (
 )
 
 
+SHAPES = (64, 64), (64,), (64, 256), (256, 64), (256,)
+
+
 def many_leaves(count: int) -> dict[str, jax.Array]:
     """Parameters of a few shapes that come again and again."""
-    shapes = [(64, 64), (64,), (64, 256), (256, 64), (256,)]
-    return {f"leaf_{i}": jnp.ones(shapes[i % 5]) for i in range(count)}
+    return {f"leaf_{i}": jnp.ones(SHAPES[i % 5]) for i in range(count)}
 
 
 def import_seconds(runs: int) -> float:

@@ -1,0 +1,114 @@
+"""A step of an optimizer, compiled for a target, and what its program shows."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import optax
+
+import optaxtricks as ot
+
+from . import memory, ptx
+from .hlo import parse
+from .traffic import Traffic, traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+      seconds: of tracing and compiling.
+      temporaries: bytes of main memory on a device, arguments and results aside.
+      params: bytes of the parameters on a device.
+      traffic: what its schedule moves, launches and exchanges.
+      kernels: registers and spills of CUDA kernels, where they were asked for.
+    """
+
+    seconds: float
+    temporaries: int
+    params: int
+    traffic: Traffic
+    kernels: list[ptx.Kernel]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a table shows of it."""
+        seen = self.traffic
+        result = {
+            "compile s": self.seconds,
+            "temp / params": self.temporaries / self.params,
+            "moved / least": seen.moved / seen.least,
+            "moved MB": seen.moved / 1e6,
+            "launches": seen.launches,
+            "collectives": len(seen.exchanges),
+            "collective MB": sum(one.array.bytes for one in seen.exchanges) / 1e6,
+            "loops": len(seen.loops),
+        }
+        if seen.cycles is not None:
+            result["Mcycles"] = seen.cycles / 1e6
+        if self.kernels:
+            result["registers"] = max(one.registers for one in self.kernels)
+            result["spilled B"] = sum(one.spilled for one in self.kernels)
+        return result
+
+
+def compiled_step(
+    tx: optax.GradientTransformation,
+    params: Any,
+    *,
+    grads: Any = None,
+    extra_args: Any = None,
+    kernels: bool = False,
+) -> Program:
+    """Compiles a training step's optimizer part, parameters and state donated.
+
+    Args:
+      tx: the optimizer.
+      params: abstract, with shardings that tell for which mesh.
+      grads: likewise; ``None`` takes the parameters' layout.
+      extra_args: keyword arguments for its update.
+      kernels: whether to assemble CUDA kernels once more for their registers.
+    """
+    grads = params if grads is None else grads
+    state = abstract_state(tx, params)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params, **(extra_args or {}))
+        return optax.apply_updates(params, updates), state
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    start = time.perf_counter()
+    lowered = jitted.lower(params, state, grads)
+    with ptx.dump(kernels) as (options, assembled):
+        compiled = lowered.compile(compiler_options=options)
+        seconds = time.perf_counter() - start
+        found = assembled()
+    held: Any = compiled.memory_analysis()
+    module = parse(compiled.as_text() or "")
+    return Program(
+        seconds=seconds,
+        temporaries=min(held.temp_size_in_bytes, memory.temporaries(module)),
+        params=_bytes_on_a_device(params),
+        traffic=traffic(module),
+        kernels=found,
+    )
+
+
+def abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Shapes of the state, with the shardings that `ot.state_shardings` gives."""
+    shapes = jax.eval_shape(tx.init, params)
+    put = lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+    )
+    return jax.tree.map(put, shapes, ot.state_shardings(tx, params))
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        total += jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
+    return total

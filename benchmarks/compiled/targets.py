@@ -1,0 +1,98 @@
+"""The machines that programs are compiled for."""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+_TPU = re.compile(r"(?:v\d\w?|tpu7x):\d+x\d+(?:x\d+)?")
+# GpuTargetConfigProto of each card, from its data sheet.
+_CARDS = {"h100": pathlib.Path(__file__).with_name("h100.txt")}
+# What must be installed, and what loads it.
+_PACKAGES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda12"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine by its name: ``h100``, or a TPU topology such as ``v5e:2x2``."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in _CARDS and not _TPU.fullmatch(self.name):
+            raise ValueError(
+                f"target must be one of {', '.join(_CARDS)} or a TPU topology such as "
+                f"v5e:2x2, v5p:2x2x1, v6e:16x16 or tpu7x:2x2x1, got {self.name!r}."
+            )
+
+    @property
+    def platform(self) -> str:
+        """Its compiler: "cuda" or "tpu"."""
+        return "cuda" if self.name in _CARDS else "tpu"
+
+    def mesh(self) -> Mesh:
+        """All its devices, on axes "x" and "y" of about one length.
+
+        Raises:
+          ModuleNotFoundError: the compiler is not installed.
+          ValueError: the compiler knows no such topology.
+        """
+        return _mesh(self.name, self.platform)
+
+
+@functools.lru_cache
+def _mesh(name: str, platform: str) -> Mesh:
+    package = _PACKAGES[platform]
+    if not _is_installed(package):
+        raise ModuleNotFoundError(
+            f"{package} is not installed, without which nothing compiles for {name}. "
+            "Run `make compiled`, or `pip install 'optaxtricks[compiled]'`."
+        )
+    options: dict[str, Any] = {"topology_name": name}
+    if platform == "cuda":
+        options = {"target_config": _CARDS[name].read_text(), "topology": "1x1x1"}
+    try:
+        devices = topologies.get_topology_desc(platform=platform, **options).devices
+    except Exception as error:  # whatever the compiler raises
+        raise ValueError(f"no compiler takes the topology {name!r}: {error}") from error
+    rows = max(
+        d for d in range(1, math.isqrt(len(devices)) + 1) if not len(devices) % d
+    )
+    grid = np.asarray(devices).reshape(rows, -1)
+    return Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def divided(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array lies: its first axis over "x", its last over "y", if they divide.
+
+    Vectors lie over "y" alone, as the columns of their matrices do.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    for place, axis in ((0, "x"), (-1, "y")):
+        if (len(shape) > 1 or place) and shape and shape[place] % mesh.shape[axis] == 0:
+            axes[place] = axis
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def placed(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Any:
+    """Abstract arrays of these shapes, divided over a mesh."""
+    return {
+        path: jax.ShapeDtypeStruct(shape, dtype, sharding=divided(mesh, shape))
+        for path, shape in shapes.items()
+    }
