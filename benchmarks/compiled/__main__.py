@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         default=tuple(RECIPES),
         help="of: " + "; ".join(RECIPES),
     )
-    result.add_argument("--size", choices=tuple(SIZES), default="leaf")
+    result.add_argument("--size", choices=tuple(SIZES), default="matrix")
     result.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", type=str
     )

@@ -19,7 +19,7 @@ Make = Callable[[Any], optax.GradientTransformation]
 
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "tiny": {"embedding": (256, 128), "kernel": (128, 256), "bias": (128,)},
-    "leaf": {"kernel": (8192, 8192)},
+    "matrix": {"kernel": (8192, 8192), "bias": (8192,)},
     "tree": harness.SIZES["full"],
     "stack": harness.stacked_shapes(layers=12, width=768, axis=0),
     "table": {"table": (131072, 512)},
@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
         for i in range(1000)
     },
 }
-"""`leaf`, `tree` and `table` have 67 million parameters, `many` a thousand leaves."""
+"""`matrix`, `tree` and `table` have 67 million parameters, `many` a thousand leaves."""
 
 BASES: dict[str, Make] = {
     "optax.sgd": lambda params: optax.sgd(1e-3),
