@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         choices=tuple(RECIPES),
         metavar="NAME",
         default=tuple(RECIPES),
-        help="of: " + "; ".join(RECIPES),
+        help="of: " + "; ".join(RECIPES).replace("%", "%%"),
     )
     result.add_argument("--size", choices=tuple(SIZES), default="matrix")
     result.add_argument(

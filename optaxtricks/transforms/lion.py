@@ -61,7 +61,8 @@ def scale_by_lion(
         gradient or old momentum is zero, or both point the same way. Where they all
         but cancel, :math:`|c_t|` within a few roundings of its terms, the sign may
         come out otherwise than in Optax: there the two orders of summation differ.
-      - With a narrow ``mu_dtype`` the sign is decided before the momentum is rounded.
+      - A narrow momentum decides as it is kept, rounded: where :math:`|c_t|` is below
+        half a unit in the last place of :math:`m_t`, the sign may come out otherwise.
       - NaN in, NaN out; no other entry sees it. It stays in the momentum.
       - With ``skip_nonfinite``, a leaf whose gradient holds NaN or infinity leaves
         its momentum as it is, bit for bit, and gets a zero update; other leaves go on.
@@ -159,8 +160,12 @@ def _lion(
     good = all_finite(grad) if skip else None
     if good is not None:
         new = jnp.where(good, new, mu.astype(wide))
+    # All of the update hangs on what is kept, or a TPU takes two passes where that is
+    # narrower: one for the parameter, one for the momentum.
+    kept = new.astype(mu.dtype)
+    interpolated = b1 * kept.astype(wide) + gap * g
     # An infinite gradient decides alone; by the sum it would be a NaN for b1 >= b2.
-    interpolated = jnp.where(jnp.isinf(g), g, b1 * new + gap * g)
+    interpolated = jnp.where(jnp.isinf(g) & (kept != 0), g, interpolated)
     if how != (None, None):  # a sign alone needs no scale
         interpolated = interpolated / b2
     u = relaxed_sign(interpolated, how)
@@ -168,4 +173,4 @@ def _lion(
         u = jnp.where(u * g > 0, u, jnp.zeros((), wide))
     if good is not None:
         u = jnp.where(good, u, jnp.zeros((), wide))
-    return u.astype(grad.dtype), new.astype(mu.dtype)
+    return u.astype(grad.dtype), kept
