@@ -1,4 +1,4 @@
-"""Rows of a table at ids that ascend, padding last: read, and written in place."""
+"""Rows of a table at ids that are distinct but for padding, read and written."""
 
 from typing import Any
 
@@ -10,25 +10,21 @@ from .shardings import typed_sharding, whole_rows
 
 def read_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """The rows at `ids`; padding reads zeros."""
-    return table.at[ids].get(
-        mode="fill",
-        fill_value=0,
-        indices_are_sorted=True,
-        out_sharding=whole_rows(table),
-    )
+    whole = whole_rows(table)
+    return table.at[ids].get(mode="fill", fill_value=0, out_sharding=whole)
 
 
 def write_rows(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
-    """The table with other rows at `ids`, which are distinct but for padding."""
+    """The table with other rows at `ids`, in place if it is donated."""
     arguments = table, ids, rows
     return jax.lax.platform_dependent(*arguments, cpu=_branched, default=_written)
 
 
 def _written(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
+    # That ids ascend is not said: for such a TPU passes over the whole table.
     return table.at[ids].set(
         rows,
         mode="drop",
-        indices_are_sorted=True,
         unique_indices=True,
         out_sharding=typed_sharding(table),
     )

@@ -65,8 +65,7 @@ class RowSparse(OneLeaf):
     seal: Any
     num_rows: int
     distinct: bool
-    """Whether indices ascend and none but padding stands twice, as after
-    :meth:`from_lookup`."""
+    """Whether no index but padding stands twice, as after :meth:`from_lookup`."""
 
     def __init__(self, indices: Any, values: Any, num_rows: int):
         _check_num_rows(num_rows)
@@ -211,7 +210,6 @@ class RowSparse(OneLeaf):
         return table.at[sparse.indices].add(
             sparse.values.astype(table.dtype),
             mode="drop",
-            indices_are_sorted=self.distinct,
             unique_indices=self.distinct,
             out_sharding=typed_sharding(table),
         )
@@ -276,7 +274,7 @@ def _summed(
     indices = none.at[slot].set(ordered, indices_are_sorted=True)
     # Padding has slots of its own, at the end; their rows stay zero.
     slot = jnp.where(ordered == num_rows, count, slot)
-    # Slots that ascend: for others a TPU sorts once more, and a GPU needs atomics.
+    # In this order slots ascend; of many that do not, a TPU sorts them once more.
     wide = np.promote_types(rows.dtype, np.float32)
     rows = rows.at[order].get(mode="promise_in_bounds", out_sharding=whole_rows(rows))
     sums = jnp.zeros_like(rows, wide)
