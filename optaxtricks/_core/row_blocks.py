@@ -34,6 +34,5 @@ def _branched(table: jax.Array, ids: jax.Array, rows: jax.Array) -> Any:
     # What goes into a branch is an array of its own. Without one, XLA's CPU backend
     # works out new rows of a state twice, here and for the update, and holds what they
     # are made of meanwhile: in Adam's step five blocks of rows, and not three.
-    always = jax.lax.optimization_barrier(np.True_)
-    nothing = lambda table, ids, rows: _written(table, ids[:0], rows[:0])
-    return jax.lax.cond(always, _written, nothing, table, ids, rows)
+    either = jax.lax.optimization_barrier(np.True_)
+    return jax.lax.cond(either, _written, _written, table, ids, rows)
