@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .shardings import typed_sharding, whole_rows
+from .row_blocks import read_rows, write_rows
 
 
 class Whole:
@@ -18,6 +18,10 @@ class Whole:
 
     def take(self, x: Any) -> Any:
         """What `inner` gets of a parameter or of its own state."""
+        return x
+
+    def awaited(self, x: Any) -> Any:
+        """A part of the state of `inner`, read when it is known what was touched."""
         return x
 
     def put(self, old: Any, new: Any) -> Any:
@@ -45,6 +49,11 @@ class Masked(Whole):
                 f"got updates with {len(self.touched)}."
             )
         return Masked(self.path, self.touched | rows)
+
+    def awaited(self, x: Any) -> Any:
+        # Else XLA's GPU backend may make new moments in the kernel that tests the
+        # gradient, and copies the old ones for the one that makes the update.
+        return jax.lax.optimization_barrier((x, self.touched))[0]
 
     def put(self, old: Any, new: Any) -> Any:
         if not _has_rows(old, self.touched.shape[0], self.path):
@@ -77,16 +86,12 @@ class Block(Whole):
         if not _has_rows(x, self.rows.num_rows, self.path):
             return x
         # Padding reads zeros, of which every optimizer makes zeros or nothing.
-        return x.at[self.rows.indices].get(
-            mode="fill", fill_value=0, out_sharding=whole_rows(x)
-        )
+        return read_rows(x, self.rows.indices)
 
     def put(self, old: Any, new: Any) -> Any:
         if not _has_rows(old, self.rows.num_rows, self.path):
             return new
-        return old.at[self.rows.indices].set(
-            new, mode="drop", unique_indices=True, out_sharding=typed_sharding(old)
-        )
+        return write_rows(old, self.rows.indices, new)
 
     def give(self, update: Any) -> Any:
         return self.rows.with_values(update)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._core import checks
 from .._core.paths import OneLeaf
+from .._core.row_blocks import read_rows, write_rows
 from .._core.row_ids import check_ids, ids_array, in_range
 from .._core.serialized import serialized_node
 from .._core.shardings import typed_sharding, whole_rows
@@ -215,16 +216,8 @@ class RowSparse(OneLeaf):
 
     def _added_wide(self, table: jax.Array, wide: Any) -> jax.Array:
         """The sum, rounded once as that of arrays is, and not its rows first."""
-        rows = table.at[self.indices].get(
-            mode="fill", fill_value=0, out_sharding=whole_rows(table)
-        )
-        rows = rows.astype(wide) + self.values.astype(wide)
-        return table.at[self.indices].set(
-            rows.astype(table.dtype),
-            mode="drop",
-            unique_indices=True,
-            out_sharding=typed_sharding(table),
-        )
+        rows = read_rows(table, self.indices).astype(wide) + self.values.astype(wide)
+        return write_rows(table, self.indices, rows.astype(table.dtype))
 
     def __add__(self, other: Any) -> Any:
         """The sum with another, as the rows of both; with an array, an array."""
@@ -274,17 +267,18 @@ def _summed(
     """Distinct ids in ascending order, padding at the end, and the sums of rows."""
     count = ids.shape[0]
     ids = in_range(ids, num_rows)
-    order = jnp.argsort(ids)
-    ordered = ids[order]
+    ordered, order = jax.lax.sort((ids, jnp.arange(count, dtype=ids.dtype)), num_keys=1)
     starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])[:count]
     slot = jnp.cumsum(starts, dtype=jnp.int32) - 1
-    indices = jnp.full(count, num_rows, jnp.int32).at[slot].set(ordered)
+    none = jnp.full(count, num_rows, jnp.int32)
+    indices = none.at[slot].set(ordered, indices_are_sorted=True)
     # Padding has slots of its own, at the end; their rows stay zero.
     slot = jnp.where(ordered == num_rows, count, slot)
-    # The slots go to the rows: moving those would copy all of them.
-    slot = jnp.zeros(count, jnp.int32).at[order].set(slot, unique_indices=True)
+    # In this order slots ascend; of many that do not, a TPU sorts them once more.
     wide = np.promote_types(rows.dtype, np.float32)
-    sums = jnp.zeros(rows.shape, wide).at[slot].add(rows.astype(wide), mode="drop")
+    rows = rows.at[order].get(mode="promise_in_bounds", out_sharding=whole_rows(rows))
+    sums = jnp.zeros_like(rows, wide)
+    sums = sums.at[slot].add(rows.astype(wide), mode="drop", indices_are_sorted=True)
     return indices, sums.astype(rows.dtype)
 
 

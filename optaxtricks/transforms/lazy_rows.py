@@ -20,7 +20,7 @@ from .._core.row_windows import (
 )
 from .._core.selectors import Selector, row_matches
 from .._core.serialized import serialized_state
-from .._core.state_parts import beside_params, transformation_of
+from .._core.state_parts import beside_params, owners, transformation_of
 from ..selection.row_sparse import RowSparse
 
 Moments = Literal["decay", "freeze"]
@@ -173,16 +173,18 @@ def lazy_rows(
             views = since_window_began(views, state.touched)
         block = jax.tree.map(lambda view, g: view.block(g), views, updates)
         held: Any = WHOLE
-        if moments == "freeze":
+        if moments == "decay":
+            seen = _awaited(inner, before, views)
+        else:
             held = beside_params(inner, before, views, rest=WHOLE, by="lazy_rows")
             # Of rows that are not active a sum may hold gradients; it starts anew.
             whole = lambda view, place: WHOLE if place == "sums" else view
             held = windows.by_place(whole, held)
-        take = lambda views, tree: jax.tree.map(lambda v, x: v.take(x), views, tree)
+            seen = _taken(held, before)
         proposed, after = inner.update(
             block,
-            take(held, before),
-            None if params is None else take(views, params),
+            seen,
+            None if params is None else _taken(views, params),
             **extra_args,
         )
         put = lambda view, old, new: view.put(old, new)
@@ -220,6 +222,20 @@ def _views(
         else:
             views.append(WHOLE)
     return jax.tree.unflatten(layout, views)
+
+
+def _taken(views: Any, tree: Any) -> Any:
+    """What `inner` sees of a tree."""
+    return jax.tree.map(lambda view, x: view.take(x), views, tree)
+
+
+def _awaited(inner: Any, state: Any, views: Any) -> Any:
+    """The state of `inner`, in which each table's part is read after its gradient."""
+    seen_as = dict(leaves_with_paths(views))
+    parts, layout = jax.tree.flatten(state)
+    pairs = zip(parts, owners(inner, state, views), strict=True)
+    seen = [x if path is None else seen_as[path].awaited(x) for x, path in pairs]
+    return jax.tree.unflatten(layout, seen)
 
 
 def _check_sparse(

@@ -88,3 +88,13 @@ def test_active_rows(axes, kind):
 def test_row_sparse_gradients(axes, kind):
     text = check(axes, kind, sparse)
     assert max(sizes(text), default=0) <= IDS.size * WIDTH  # ids and rows
+
+
+@each_placement
+def test_duplicates_of_sharded_rows_add_up(axes):
+    rows = values((4, WIDTH), jnp.float32, 3)
+    ids = jnp.asarray([5, 1, 5, ROWS])
+    add_up = lambda rows: ot.RowSparse.from_lookup(ids, rows, ROWS).values
+    got = jax.jit(add_up)(placed(rows, AxisType.Explicit, axes))
+    assert jax.typeof(got).sharding.spec == PartitionSpec(None, *axes[1:])
+    assert_same(got, add_up(rows))
