@@ -1,6 +1,8 @@
 """An optimizer whose state exists only for the entries that a mask keeps."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -10,19 +12,13 @@ import optax
 from .._core import checks, update_checks
 from .._core.alignment import params_like
 from .._core.build import transformation
-from .._core.entry_masks import (
-    EntryMask,
-    check_made_with,
-    leafless,
-    negative_zero,
-    unboxed,
-)
+from .._core.entry_blocks import gathered, lists_sharding, scattered
+from .._core.entry_masks import EntryMask, check_made_with, leafless, unboxed
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
 from .._core.leaf_rules import made_from
 from .._core.paths import leaves_with_paths, path_order
 from .._core.serialized import serialized_state
-from .._core.shardings import on_device, replicated, typed_sharding
 
 # All of a leaf, nothing, or some entries.
 _Part: TypeAlias = bool | KeptEntries
@@ -36,8 +32,10 @@ class CompactEntriesState(NamedTuple):
 
     Attributes:
       indices: for each leaf of which a mask array keeps a part, in the order of their
-        paths as strings, the int32 row-major positions of the kept entries, ascending.
-      inner: the state of the wrapped optimizer, over vectors of kept entries.
+        paths as strings, the row-major positions of the kept entries, ascending: in
+        the leaf, or in each of its blocks, whose grid is the shape of the first axes.
+        In unsigned integers, and filled up with the size of a block.
+      inner: the state of the wrapped optimizer, over arrays of kept entries.
     """
 
     indices: tuple[jax.Array, ...] | jax.Array
@@ -135,11 +133,11 @@ def compact_entries(
             return CompactEntriesState(jnp.zeros((), jnp.int32), inner.init(params))
         parts, leaves = parts_of(params), jax.tree.leaves(params)
         indices = {
-            i: jnp.array(part.within(leaves[i]))
+            i: _placed_lists(part, leaves[i])
             for i in path_order(params)
             if not isinstance(part := parts[i], bool)
         }
-        compact = _gathered(params, parts, indices)
+        compact = _seen(params, parts, indices, jnp.int32)
         return CompactEntriesState(tuple(indices.values()), inner.init(compact))
 
     def update(
@@ -154,16 +152,17 @@ def compact_entries(
         if params is not None:
             params = params_like(params, updates, by="compact_entries")
         parts, leaves = parts_of(updates), jax.tree.leaves(updates)
-        sizes = {
-            i: (part.count(leaves[i]),)
+        shapes = {
+            i: part.lists_shape(leaves[i])
             for i in path_order(updates)
             if not isinstance(part := parts[i], bool)
         }
-        check_made_with(state.indices, sizes.values(), by="compact_entries")
-        indices = dict(zip(sizes, state.indices if sizes else (), strict=True))
-        seen = None if params is None else _gathered(params, parts, indices)
-        compact = _gathered(updates, parts, indices)
-        proposed, after = inner.update(compact, state.inner, seen, **extra_args)
+        check_made_with(state.indices, shapes.values(), by="compact_entries")
+        indices = dict(zip(shapes, state.indices if shapes else (), strict=True))
+        compact = _seen(updates, parts, indices, jnp.int32)
+        if params is not None:
+            params = _seen(params, parts, indices, jnp.uint32)
+        proposed, after = inner.update(compact, state.inner, params, **extra_args)
         out = _scattered(proposed, updates, parts, indices)
         return out, CompactEntriesState(indices=state.indices, inner=after)
 
@@ -172,55 +171,40 @@ def compact_entries(
 
 def _part(kept: KeptEntries, leaf: Any) -> _Part:
     # Nothing kept is no state: Orbax refuses to save arrays of size zero.
-    return kept if kept.count(leaf) else False
+    return kept if math.prod(kept.lists_shape(leaf)) else False
 
 
-def _gathered(tree: Any, parts: Sequence[_Part], indices: _Indices) -> Any:
-    """The tree that `inner` sees: vectors of kept entries, whole leaves, holes."""
+def _placed_lists(kept: KeptEntries, leaf: Any) -> jax.Array:
+    lists = jnp.array(kept.lists(leaf))
+    there = lists_sharding(leaf, lists.shape) if isinstance(leaf, jax.Array) else None
+    if there is None:
+        return lists
+    move = jax.sharding.reshard if isinstance(leaf, jax.core.Tracer) else jax.device_put
+    return move(lists, there)
+
+
+def _seen(tree: Any, parts: Sequence[_Part], indices: _Indices, index: Any) -> Any:
+    """The tree that `inner` sees: lists of kept entries, whole leaves, holes."""
     leaves, structure = jax.tree.flatten(unboxed(tree))
     seen = [
         (leaf if part else optax.MaskedNode())
         if isinstance(part, bool)
-        else _gathered_leaf(leaf, indices[i])
+        else made_from(leaf, partial(gathered, positions=indices[i], index=index))
         for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True))
     ]
     return jax.tree.unflatten(structure, seen)
-
-
-def _gathered_leaf(leaf: Any, indices: jax.Array) -> Any:
-    # The vectors stay there, as all that is not shaped like a parameter.
-    return made_from(leaf, lambda array: _gather(on_device(array), indices))
 
 
 def _scattered(
     proposed: Any, like: Any, parts: Sequence[_Part], indices: _Indices
 ) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    vectors, out = iter(jax.tree.leaves(proposed)), []
+    lists, out = iter(jax.tree.leaves(proposed)), []
     for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
         if part is False:
             out.append(nothing_for(leaf))
         elif part is True:
-            out.append(next(vectors))
+            out.append(next(lists))
         else:
-            out.append(_scatter(next(vectors), jnp.asarray(leaf), indices[i]))
+            out.append(scattered(next(lists), indices[i], jnp.asarray(leaf)))
     return jax.tree.unflatten(structure, out)
-
-
-# Jitted, so that leaves of one shape share one trace.
-@jax.jit
-def _gather(leaf: jax.Array, indices: jax.Array) -> jax.Array:
-    flat = replicated(leaf).reshape(-1)
-    return flat.at[indices].get(
-        mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
-    )
-
-
-@jax.jit
-def _scatter(vector: jax.Array, like: jax.Array, indices: jax.Array) -> jax.Array:
-    empty = jnp.full(like.size, negative_zero(vector), vector.dtype)
-    flat = empty.at[indices].set(
-        vector, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
-    )
-    whole, typed = flat.reshape(like.shape), typed_sharding(like)
-    return whole if typed is None else jax.sharding.reshard(whole, typed)
