@@ -16,14 +16,13 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .entry_masks import negative_zero
 from .shardings import on_device, typed_sharding
 
 _Shape: TypeAlias = tuple[int, ...]
-_BITS = 16
-_HALF_WORD = 2**_BITS
 
 
 def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
@@ -102,14 +101,10 @@ def _scattered(
     grid = _grid(shape or (1,), positions.shape)
     block = _block(shape or (1,), grid)
     values, positions = (x.reshape(*grid, -1) for x in (values, positions))
-    rows = functools.partial(_put, grid=grid, block=block)
-    tiles = functools.partial(_put, grid=grid, block=block, tiled=True)
+    put = functools.partial(_put, grid=grid, block=block)
     looked_up = functools.partial(_looked_up, grid=grid, block=block)
-    few = values.shape[-1] < _HALF_WORD
     # A TPU looks entries up one by one, and so is quickest with the fewest.
-    leaf = jax.lax.platform_dependent(
-        values, positions, tpu=tiles, default=looked_up if few else rows
-    )
+    leaf = jax.lax.platform_dependent(values, positions, tpu=put, default=looked_up)
     return leaf.reshape(shape)
 
 
@@ -128,17 +123,11 @@ def _take(
 
 
 def _put(
-    values: jax.Array,
-    positions: jax.Array,
-    *,
-    grid: _Shape,
-    block: _Shape,
-    tiled: bool = False,
+    values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
 ) -> jax.Array:
     """Blocks of nothing, into which each value is written."""
     where = _coordinates(positions.astype(jnp.int32), block)
-    tiled = tiled and _has_tiles(block)
-    if tiled:
+    if tiled := _has_tiles(block):
         block, where = _tiled_shape(block), _tile_coordinates(where)
     empty = jnp.full(block, negative_zero(values), values.dtype)
     put = lambda value, *where: empty.at[where].set(
@@ -151,49 +140,69 @@ def _put(
 
 
 def _looked_up(
-    values: jax.Array,
-    positions: jax.Array,
-    *,
-    grid: _Shape,
-    block: _Shape,
+    values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
 ) -> jax.Array:
     """Blocks whose every entry looks its value up, so that an addition fuses with it.
 
-    A word for each 16 entries of a row tells which are kept and how many were before.
+    For each word of entries of a row it reads which are kept, and how many were before.
     """
-    *rows, width = block
-    words = -(-width // _BITS)
-    table = _words(positions, grid, block).reshape(*grid, *rows, words)
+    # A number of 16 bits and as many entries share a word; else each has one.
+    bits = 16 if values.shape[-1] < 2**16 else 32
     axes = [axis for i in range(len(grid)) for axis in (i, i + len(grid))]
-    word = jnp.repeat(table.transpose(axes), _BITS, axis=-1)[..., :width]
-    bit = jax.lax.broadcasted_iota(jnp.uint32, word.shape, word.ndim - 1) % _BITS
-    before = word & ((jnp.uint32(1) << bit) - 1)
-    before = jax.lax.population_count(before & (_HALF_WORD - 1)) + (word >> _BITS)
-    number = jnp.minimum(before, values.shape[-1] - 1).astype(jnp.int32)
+
+    def for_each(words: jax.Array) -> jax.Array:
+        rows = words.reshape(*grid, *block[:-1], -1).transpose(axes)
+        return jnp.repeat(rows, bits, axis=-1)[..., : block[-1]]
+
+    words = [for_each(words) for words in _words(positions, grid, block, bits)]
+    kept, number = words if bits == 32 else (words[0], words[0] >> bits)
+    bit = jax.lax.broadcasted_iota(jnp.uint32, kept.shape, kept.ndim - 1) % bits
+    number += jax.lax.population_count(kept & ((jnp.uint32(1) << bit) - 1))
+    number = jnp.minimum(number, values.shape[-1] - 1).astype(jnp.int32)
     look = lambda value, where: value.at[where].get(mode="promise_in_bounds")
     for axis in reversed(range(len(grid))):
         look = jax.vmap(look, in_axes=(0, axis), out_axes=axis)
-    # Else loops of the optimizer end in the addition, with more to hand over.
-    found = look(jax.lax.optimization_barrier(values), number)
+    found = look(_stored(values), number)
     nothing = jnp.full_like(found, negative_zero(values))
-    return jnp.where((word >> bit) & 1 == 1, found, nothing)
+    return jnp.where((kept >> bit) & 1 == 1, found, nothing)
 
 
-def _words(positions: jax.Array, grid: _Shape, block: _Shape) -> jax.Array:
-    """Of each 16 entries of a row of a block, 16 bits and the number of the first."""
-    words = -(-block[-1] // _BITS)
-    at = positions.astype(jnp.uint32)
+def _stored(values: jax.Array) -> jax.Array:
+    """The values, computed before they are looked up.
+
+    Else XLA computes them in the addition's loop, which then reads parameters at other
+    places than it writes, so that it cannot write in place. XLA:CPU drops barriers, but
+    ends a loop before a scatter: of the first and last values to where they are.
+    """
+    ends = np.array([0, -1])
+    return jax.lax.platform_dependent(
+        values,
+        cpu=lambda values: values.at[..., ends].set(values[..., ends]),
+        default=jax.lax.optimization_barrier,
+    )
+
+
+def _words(
+    positions: jax.Array, grid: _Shape, block: _Shape, bits: int
+) -> list[jax.Array]:
+    """For so many entries of a row of a block: a bit for each, the first's number."""
+    words, at = -(-block[-1] // bits), positions.astype(jnp.uint32)
     row, column = _coordinates(at, (math.prod(block[:-1]), block[-1]))
-    word = row * words + column // _BITS
+    word, bit = row * words + column // bits, jnp.uint32(1) << column % bits
     first = jnp.ones_like(word[..., :1], bool)
     first = jnp.concatenate([first, word[..., 1:] != word[..., :-1]], axis=-1)
     number = jax.lax.broadcasted_iota(jnp.uint32, word.shape, word.ndim - 1)
-    parts = (jnp.uint32(1) << column % _BITS) | jnp.where(first, number << _BITS, 0)
-    empty = jnp.zeros(math.prod(block[:-1]) * words, jnp.uint32)
+    number = jnp.where(first, number, 0)
+    size = math.prod(block[:-1]) * words
+    if bits < 32:
+        empty, part = jnp.zeros(size, jnp.uint32), bit | number << bits
+    else:
+        empty, part = jnp.zeros((size, 2), jnp.uint32), jnp.stack([bit, number], -1)
     add = lambda word, part: empty.at[word].add(part, mode="drop")
     for _ in grid:
         add = jax.vmap(add)
-    return add(word, parts)
+    table = add(word, part)
+    return [table] if bits < 32 else [table[..., 0], table[..., 1]]
 
 
 def _block(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:

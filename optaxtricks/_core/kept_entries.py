@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from .entry_masks import mask_arrays
 
 # Sharding cuts a leaf into equal parts: blocks are many enough to lie in one part each,
 # also on a pod, and where there is a choice whole tiles of (8, 128), as TPUs hold them.
-_TILES = (range(3, -1, -1), range(7, 3, -1))
+_TILES = ((8, 4, 2, 1), (128, 64, 32, 16))
 _MANY_CUTS, _MOST_CUTS = 8, 256
 _LEAST_BLOCK, _MOST_BLOCKS = 1024, 4096
 # All lists are as long as the longest: finer grids would cost more memory than this.
@@ -111,21 +111,21 @@ def _layout(mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _finest_grid(shape: Sequence[int]) -> tuple[int, ...]:
-    logs = [range(1)] * (len(shape) - 2) + [*_TILES]
-    found = zip(shape, logs[len(logs) - len(shape) :], strict=True)
-    grid = [_cuts(size, tiles) for size, tiles in found]
+    tiles = [(1,)] * (len(shape) - 2) + [*_TILES]
+    found = zip(shape, tiles[len(tiles) - len(shape) :], strict=True)
+    grid = [_cuts(size, lengths) for size, lengths in found]
     most = max(1, min(_MOST_BLOCKS, math.prod(shape) // _LEAST_BLOCK))
     while math.prod(grid) > most:
         grid[grid.index(max(grid))] //= 2
     return tuple(grid)
 
 
-def _cuts(size: int, tiles: Iterable[int]) -> int:
-    """Into how many parts an axis is cut: of whole tiles, of halves if these are few."""
+def _cuts(size: int, tiles: Sequence[int]) -> int:
+    """Into how many parts an axis is cut: of whole tiles, or of less if few."""
     cuts = 1
     for tile in tiles:
-        if size and size % 2**tile == 0:
-            cuts = math.gcd(size >> tile, _MOST_CUTS)
+        if size and size % tile == 0:
+            cuts = math.gcd(size // tile, _MOST_CUTS)
         if cuts >= _MANY_CUTS:
             break
     return cuts
