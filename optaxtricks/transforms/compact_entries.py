@@ -48,25 +48,34 @@ def compact_entries(
     r"""Runs an optimizer on the kept entries alone: state for k entries, not for n.
 
     Of each leaf under a mask array the kept entries of gradient and parameter are
-    gathered into one vector, ``inner`` updates the vectors, and the result is
-    scattered back:
+    gathered into one array, ``inner`` updates it, and the result is put back:
 
     .. math::
         u_{I} \leftarrow \mathrm{inner}(g_{I}, \theta_{I}), \qquad
         u_{\bar I} \leftarrow -0, \qquad I = \{i : M_i\}.
 
     For an element-wise ``inner`` this is :func:`child_tuning_d` with less state: with
-    Adam :math:`12 k` bytes in place of :math:`8 n`. At each step it gathers and
-    scatters :math:`k` entries; on a leaf that is sharded over devices that
-    communicates, where :func:`keep_entries` does not.
+    Adam some :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
+    fraction, and time below some: by the bytes that compiled steps of AdamW move, on a
+    GPU below a third (a tenth takes 0.6 of the dense step, 20 % take 0.8), on a CPU at
+    none, with 0.5 % a tie. A TPU handles kept entries one by one, some 20 to 40 cycles
+    each: on v5e that pays below 0.1 %, and at 20 % takes 60 times the dense step.
+    Where time counts, take :func:`child_tuning_d` above that.
+
+    A leaf of some size is cut into a grid of equal blocks with a list of kept entries
+    each: arrays of the grid's shape and one axis more, as long as the fullest block
+    needs. Sharding that divides blocks among devices divides lists and state with them,
+    and then no entry leaves its device. The mask decides on the grid: it is as fine, up
+    to 4096 blocks, as fills 80 % of all lists. Small leaves, or those of which the
+    kept entries crowd in one corner, are one block with one vector.
 
     ``inner`` sees the containers and paths of the parameters, so masks and labels by
-    path work inside, but vectors in place of matrices: rules that look at the shape
-    (``ndim > 1`` for weight decay, factored moments, trust ratios) do not mean the
-    same. A Flax Variable, whose metadata describes the whole array, is replaced by
-    its value. Where the mask says ``False``, or an array keeps nothing, ``inner``
-    sees ``optax.MaskedNode``. ``optax.tree.map_params`` visits the vectors as if they
-    were parameters.
+    path work inside, but these arrays in place of matrices, with zeros where a list
+    ends early: rules that look at the shape (``ndim > 1`` for weight decay, factored
+    moments, trust ratios) or take means do not mean the same. A Flax Variable, whose
+    metadata describes the whole array, is replaced by its value. Where the mask says
+    ``False``, or an array keeps nothing, ``inner`` sees ``optax.MaskedNode``.
+    ``optax.tree.map_params`` visits the arrays as if they were parameters.
 
     To resume from a checkpoint, build with the mask of the first run: its shapes
     decide on the shapes of the state. Save it beside the checkpoint.
@@ -78,6 +87,8 @@ def compact_entries(
       - A leaf under ``False`` may be of any numbers and have any gradient, as with
         :func:`keep_entries`.
       - The state shares no buffer with ``mask``.
+      - Nothing travels between devices among which whole blocks are divided; of others
+        the kept entries do.
       - ``init`` takes ``jax.ShapeDtypeStruct`` for parameters, as far as that of
         ``inner`` does: so ``nnx.Optimizer`` of an abstract model, to restore into.
 
