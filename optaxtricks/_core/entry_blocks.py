@@ -40,7 +40,9 @@ def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
 def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.Array:
     """An array like `like` of kept entries' values; elsewhere what changes nothing."""
     put = functools.partial(_scattered, shape=like.shape)
-    return _placed(put, typed_sharding(like))(values, positions)
+    there = _placed(put, lists_sharding(like, positions.shape))(values, positions)
+    typed = typed_sharding(like)
+    return there if typed is None else jax.sharding.reshard(there, typed)
 
 
 def lists_sharding(leaf: Any, shape: Sequence[int]) -> NamedSharding | None:
