@@ -173,7 +173,10 @@ def _one_label(tree: Any) -> Any:
 
 
 def compact_state(kept: float) -> float:
-    """State bytes of `compact_entries(adamw)`: two moments and a place, if kept."""
+    """State bytes of `compact_entries(adamw)`: two moments and a place, if kept.
+
+    A place takes 1, 2 or 4 bytes, by the size of blocks, and a fifth may be padding.
+    """
     return kept * (2 * FLOAT + 4)
 
 

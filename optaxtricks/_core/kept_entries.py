@@ -1,7 +1,9 @@
-"""The entries that a mask array keeps, by their positions."""
+"""The entries that a mask array keeps, as lists for blocks of a leaf."""
 
+import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,33 +11,58 @@ import numpy as np
 
 from .entry_masks import mask_arrays
 
+# Sharding cuts a leaf into equal parts: blocks are many enough to lie in one part each,
+# also on a pod, and where there is a choice whole tiles of (8, 128), as TPUs hold them.
+_TILES = ((8, 4, 2, 1), (128, 64, 32, 16))
+_MANY_CUTS, _MOST_CUTS = 8, 256
+_LEAST_BLOCK, _MOST_BLOCKS = 1024, 4096
+# All lists are as long as the longest: finer grids would cost more memory than this.
+_PADDED = 1.25
 
-class KeptEntries(NamedTuple):
-    """What one mask array keeps.
 
-    Attributes:
-      path: of the array in its mask.
-      shape: of the array, which broadcasts to its leaf.
-      positions: int32 row-major positions in the array, ascending.
-    """
+class KeptEntries:
+    """What one mask array keeps of its leaf."""
 
-    path: str
-    shape: tuple[int, ...]
-    positions: np.ndarray
+    def __init__(self, path: str, mask: np.ndarray):
+        self._path, self._shape = path, mask.shape
+        self._positions = _positions(mask)
+        self._layouts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def count(self, leaf: Any) -> int:
-        """How many entries of a leaf are kept."""
-        copies = math.prod(jnp.shape(leaf)) // max(math.prod(self.shape), 1)
-        return copies * self.positions.size
+    def lists_shape(self, leaf: Any) -> tuple[int, ...]:
+        """The shape of a leaf's lists: its grid of blocks, and the most kept in one.
 
-    def within(self, leaf: Any) -> np.ndarray:
-        """Their positions in a leaf, as those in the array are given."""
-        if jnp.shape(leaf) == self.shape:
-            return self.positions
-        _check_size(self.path, math.prod(jnp.shape(leaf)))
-        mask = np.zeros(self.shape, bool)
-        mask.flat[self.positions] = True
-        return _positions(np.broadcast_to(mask, jnp.shape(leaf)))
+        A leaf of one block has no axes for the grid.
+        """
+        shape = jnp.shape(leaf)
+        if shape not in self._layouts:
+            self._layouts[shape] = _layout(self._within(shape))
+        return self._layouts[shape]
+
+    def lists(self, leaf: Any) -> np.ndarray:
+        """For each block, the row-major positions in it that are kept, ascending.
+
+        They end in the block's size, in the least unsigned integers that hold it.
+        """
+        shape = self.lists_shape(leaf)
+        mask, grid = self._within(jnp.shape(leaf)), shape[:-1]
+        blocks = _blocks(mask, grid or (1,) * mask.ndim)
+        dtype = next(
+            kind
+            for kind in (np.uint8, np.uint16, np.uint32)
+            if blocks.shape[-1] <= np.iinfo(kind).max
+        )
+        lists = np.full((len(blocks), shape[-1]), blocks.shape[-1], dtype)
+        for row, block in zip(lists, blocks, strict=True):
+            found = np.flatnonzero(block)
+            row[: found.size] = found
+        return lists.reshape(shape)
+
+    def _within(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The mask, written out for a leaf of this shape."""
+        _check_size(self._path, math.prod(shape))
+        mask = np.zeros(math.prod(self._shape), bool)
+        mask[self._positions] = True
+        return np.broadcast_to(mask.reshape(self._shape), shape)
 
 
 def kept_entries(mask: Any) -> dict[str, KeptEntries]:
@@ -55,7 +82,7 @@ def _kept(path: str, mask: Any) -> KeptEntries:
             f"leaf at {path!r} is traced."
         )
     _check_size(path, mask.size)
-    return KeptEntries(path, mask.shape, _positions(np.asarray(mask)))
+    return KeptEntries(path, np.asarray(mask))
 
 
 def _check_size(path: str, size: int) -> None:
@@ -68,3 +95,57 @@ def _check_size(path: str, size: int) -> None:
 
 def _positions(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(mask).astype(np.int32)
+
+
+def _layout(mask: np.ndarray) -> tuple[int, ...]:
+    """The finest grid, and of these the evenest, whose lists are nearly all full."""
+    finest = _finest_grid(mask.shape)
+    counts = _blocks(mask, finest).sum(axis=-1).reshape(finest)
+    best: tuple[Any, ...] = ()
+    for grid in itertools.product(*map(_halvings, finest)):
+        most = int(_summed(counts, grid).max(initial=0))
+        if most * math.prod(grid) <= _PADDED * counts.sum() or math.prod(grid) == 1:
+            best = max(best, (math.prod(grid), min(grid, default=1), grid, most))
+    blocks, _, grid, most = best
+    return (*grid, most) if blocks > 1 else (most,)
+
+
+def _finest_grid(shape: Sequence[int]) -> tuple[int, ...]:
+    tiles = [(1,)] * (len(shape) - 2) + [*_TILES]
+    found = zip(shape, tiles[len(tiles) - len(shape) :], strict=True)
+    grid = [_cuts(size, lengths) for size, lengths in found]
+    most = max(1, min(_MOST_BLOCKS, math.prod(shape) // _LEAST_BLOCK))
+    while math.prod(grid) > most:
+        grid[grid.index(max(grid))] //= 2
+    return tuple(grid)
+
+
+def _cuts(size: int, tiles: Sequence[int]) -> int:
+    """Into how many parts an axis is cut: of whole tiles, or of less if few."""
+    cuts = 1
+    for tile in tiles:
+        if size and size % tile == 0:
+            cuts = math.gcd(size // tile, _MOST_CUTS)
+        if cuts >= _MANY_CUTS:
+            break
+    return cuts
+
+
+def _halvings(count: int) -> list[int]:
+    return [count >> i for i in range(count.bit_length())]
+
+
+def _summed(counts: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Counts of a coarser grid."""
+    for axis, size in enumerate(grid):
+        shape = (*counts.shape[:axis], size, -1, *counts.shape[axis + 1 :])
+        counts = counts.reshape(shape).sum(axis=axis + 1)
+    return counts
+
+
+def _blocks(mask: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """The blocks of a mask, row by row."""
+    block = [size // count for size, count in zip(mask.shape, grid, strict=True)]
+    cut = mask.reshape([n for pair in zip(grid, block, strict=True) for n in pair])
+    order = (*range(0, cut.ndim, 2), *range(1, cut.ndim, 2))
+    return cut.transpose(order).reshape(math.prod(grid), math.prod(block))

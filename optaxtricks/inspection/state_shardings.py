@@ -26,9 +26,9 @@ def state_shardings(tx: Any, params: Any) -> Any:
 
     - a part of a parameter's shape lies where the parameter does;
     - a part that ``init`` derives from a parameter lies where that derivation puts it
-      on a mesh of Explicit axes: the bits of :func:`keep_entries` and the rows and
-      columns of Adafactor beside their parameter, the vectors of
-      :func:`compact_entries` on every device;
+      on a mesh of Explicit axes: the bits of :func:`keep_entries`, the lists of
+      :func:`compact_entries` and the rows and columns of Adafactor beside their
+      parameter;
     - everything else, such as step counts, lies on every device of the mesh.
 
     Nothing is computed and no memory is taken.

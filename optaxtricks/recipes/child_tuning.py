@@ -48,6 +48,10 @@ def child_tuning_d(
     as it does. Clip before this transformation: the reference order is clip, mask,
     moments.
 
+    It costs the time and the state of ``inner`` on everything, whatever the fraction
+    kept. Where memory counts, and on GPUs for time below a third, on TPUs below 0.1 %,
+    :func:`compact_entries` takes less.
+
     A leaf under ``False`` may be of any numbers and have any gradient, as with
     :func:`keep_entries`; ``inner`` sees ``optax.MaskedNode`` in place of one that is no
     float.

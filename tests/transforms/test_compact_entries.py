@@ -1,5 +1,6 @@
 """State for kept entries alone: the numbers of the dense optimizer, and the errors."""
 
+import math
 from typing import Any, cast
 
 import flax.serialization
@@ -13,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optaxtricks
+from tests.collectives import exchanges
+from tests.problems import assert_same
 
 # States are read here field by field, and bad arguments are given on purpose.
 ot = cast(Any, optaxtricks)
@@ -202,6 +205,52 @@ def test_on_a_mesh_the_numbers_are_the_same(kind):
     assert after.inner.trace.shape == (mask.sum(),)
     if kind == AxisType.Explicit:
         assert got.sharding.is_equivalent_to(there.sharding, 2)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)],
+    ids=str,
+)
+@pytest.mark.parametrize("spec", [P("x", "y"), P(None, "x"), P(("x", "y"))], ids=str)
+def test_entries_stay_on_the_device_that_has_them(promotion, kind, spec):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+    grads = RNG.standard_normal((256, 256), np.float32)
+    tx = ot.compact_entries(optax.adamw(0.1), RNG.random((256, 256)) < 0.3)
+    there = jax.device_put(grads, NamedSharding(mesh, spec))
+    state = tx.init(there)
+    step = jax.jit(tx.update).lower(there, state, there).compile()
+    assert exchanges(step.as_text()) == []
+    got, after = step(there, state, there)
+    one = jnp.asarray(grads)
+    assert_same((got, after), jax.jit(tx.update)(one, tx.init(one), one))
+    parts = 4 if spec[0] is None else 8
+    for leaf in (state.indices[0], after.inner[0].mu, after.inner[0].nu):
+        assert leaf.addressable_shards[0].data.size * parts == leaf.size
+
+
+@pytest.mark.parametrize(
+    "shape, kept, grid",
+    [
+        ((128, 256), 0.3, (4, 8)),
+        ((128, 256), 0.002, (4, 2)),
+        ((2, 64, 96), 0.5, (2, 2, 2)),
+        ((999, 70), 0.99, ()),
+        ((70000,), 0.99, ()),
+    ],
+)
+def test_values_go_back_to_where_they_came_from(shape, kept, grid):
+    """In blocks or one list, words of rows in part, more entries than 16 bits count."""
+    rng = np.random.default_rng(0)
+    mask, grads = rng.random(shape) < kept, rng.standard_normal(shape, np.float32)
+    tx = ot.compact_entries(optax.identity(), mask)
+    state = tx.init(grads)
+    got, _ = tx.update(np.where(mask, grads, np.nan), state)
+    np.testing.assert_array_equal(bits(got), bits(np.where(mask, grads, -0.0)))
+    (lists,) = state.indices
+    assert lists.shape[:-1] == grid and lists.size <= 1.25 * mask.sum()
+    size = math.prod(shape) // math.prod(grid)
+    assert (lists < size).sum() == mask.sum() and lists.max() <= size
 
 
 @pytest.mark.parametrize("kind", ["pinned_host", "unpinned_host"])

@@ -1,0 +1,253 @@
+"""Kept entries taken out of a leaf and put back, block by block of the leaf.
+
+A leaf is cut along its axes into a grid of equal blocks, and each block has a list of
+the positions that it keeps. Lists have the grid's axes in front, so whatever divides a
+leaf over devices divides them too: a compiler sees that no entry leaves its device,
+also where it alone knows how the leaf is placed.
+
+A list is as long as the longest; it ends in positions equal to the block's size, which
+is past its last. Of what stands there zero is read and nothing is written.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .entry_masks import negative_zero
+from .shardings import on_device, typed_sharding
+
+_Shape: TypeAlias = tuple[int, ...]
+
+
+def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
+    """The kept entries of a leaf, laid out as their positions.
+
+    Where two leaves are read at the same positions, as a gradient and its parameter,
+    different dtypes of `index` keep XLA from computing and storing the coordinates
+    ahead for both: each loop derives its own.
+    """
+    leaf = on_device(leaf)
+    take = functools.partial(_gathered, index=jnp.dtype(index).name)
+    return _placed(take, lists_sharding(leaf, positions.shape))(leaf, positions)
+
+
+def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.Array:
+    """An array like `like` of kept entries' values; elsewhere what changes nothing."""
+    put = functools.partial(_scattered, shape=like.shape)
+    there = _placed(put, lists_sharding(like, positions.shape))(values, positions)
+    typed = typed_sharding(like)
+    return there if typed is None else jax.sharding.reshard(there, typed)
+
+
+def lists_sharding(leaf: Any, shape: Sequence[int]) -> NamedSharding | None:
+    """Where lists of this shape belong, beside a leaf whose place is known.
+
+    On a mesh of Explicit axes a type says it, else an array that is not traced.
+    """
+    traced = isinstance(leaf, jax.core.Tracer)
+    there = typed_sharding(leaf) if traced else leaf.sharding
+    if not isinstance(there, NamedSharding) or not any(there.spec):
+        return None
+    grid, sizes = _grid(jnp.shape(leaf), shape), dict(there.mesh.shape)
+    spec = [*there.spec, *[None] * (len(grid) - len(there.spec))]
+    names = [(name,) if isinstance(name, str) else name or () for name in spec]
+    parts = [math.prod(sizes[axis] for axis in axes) for axes in names]
+    fits = [
+        name if blocks % count == 0 else None
+        for name, blocks, count in zip(spec, grid, parts, strict=True)
+    ]
+    return NamedSharding(there.mesh, PartitionSpec(*fits if len(shape) > 1 else ()))
+
+
+def _placed(function: Any, sharding: Any) -> Any:
+    """The function, with its result in a place that belongs to its type, if any."""
+    if sharding is None or jax.sharding.AxisType.Explicit not in _kinds(sharding.mesh):
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=sharding)
+
+
+def _kinds(mesh: Any) -> tuple[Any, ...]:
+    return getattr(mesh, "axis_types", ())
+
+
+def _grid(shape: Sequence[int], lists: Sequence[int]) -> tuple[int, ...]:
+    """Blocks along each axis: one list alone is written without their axes."""
+    return tuple(lists[:-1]) if len(lists) > 1 else (1,) * len(shape)
+
+
+# Jitted, so that leaves of one shape share one trace.
+@functools.partial(jax.jit, static_argnames="index")
+def _gathered(leaf: jax.Array, positions: jax.Array, index: str) -> jax.Array:
+    shape = leaf.shape or (1,)
+    grid = _grid(shape, positions.shape)
+    block = _block(shape, grid)
+    at = positions.reshape(*grid, -1).astype(index)
+    inside = at < math.prod(block)
+    at = jnp.where(inside, at, jnp.zeros_like(at))
+    rows = functools.partial(_take, grid=grid, block=block)
+    tiles = functools.partial(_take, grid=grid, block=block, tiled=True)
+    kept = jax.lax.platform_dependent(leaf, at, tpu=tiles, default=rows)
+    return jnp.where(inside, kept, jnp.zeros_like(kept)).reshape(positions.shape)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _scattered(
+    values: jax.Array, positions: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    grid = _grid(shape or (1,), positions.shape)
+    block = _block(shape or (1,), grid)
+    values, positions = (x.reshape(*grid, -1) for x in (values, positions))
+    put = functools.partial(_put, grid=grid, block=block)
+    looked_up = functools.partial(_looked_up, grid=grid, block=block)
+    # A TPU looks entries up one by one, and so is quickest with the fewest.
+    leaf = jax.lax.platform_dependent(values, positions, tpu=put, default=looked_up)
+    return leaf.reshape(shape)
+
+
+def _take(
+    leaf: jax.Array, at: jax.Array, *, grid: _Shape, block: _Shape, tiled: bool = False
+) -> jax.Array:
+    """The entries at positions in each block."""
+    where = _coordinates(at, block)
+    parts = leaf.reshape(_cut(grid, block))
+    if tiled and _has_tiles(block):
+        parts, where = _tiles(parts), _tile_coordinates(where)
+    take = lambda part, *where: part.at[where].get(mode="promise_in_bounds")
+    for axis in reversed(range(len(grid))):
+        take = jax.vmap(take, in_axes=(axis, *[0] * len(where)))
+    return take(parts, *where)
+
+
+def _put(
+    values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
+) -> jax.Array:
+    """Blocks of nothing, into which each value is written."""
+    where = _coordinates(positions.astype(jnp.int32), block)
+    if tiled := _has_tiles(block):
+        block, where = _tiled_shape(block), _tile_coordinates(where)
+    empty = jnp.full(block, negative_zero(values), values.dtype)
+    put = lambda value, *where: empty.at[where].set(
+        value, mode="drop", unique_indices=True
+    )
+    for axis in reversed(range(len(grid))):
+        put = jax.vmap(put, out_axes=axis)
+    parts = put(values, *where)
+    return _untiled(parts) if tiled else parts
+
+
+def _looked_up(
+    values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
+) -> jax.Array:
+    """Blocks whose every entry looks its value up, so that an addition fuses with it.
+
+    For each word of entries of a row it reads which are kept, and how many were before.
+    """
+    # A number of 16 bits and as many entries share a word; else each has one.
+    bits = 16 if values.shape[-1] < 2**16 else 32
+    axes = [axis for i in range(len(grid)) for axis in (i, i + len(grid))]
+
+    def for_each(words: jax.Array) -> jax.Array:
+        rows = words.reshape(*grid, *block[:-1], -1).transpose(axes)
+        return jnp.repeat(rows, bits, axis=-1)[..., : block[-1]]
+
+    words = [for_each(words) for words in _words(positions, grid, block, bits)]
+    kept, number = words if bits == 32 else (words[0], words[0] >> bits)
+    bit = jax.lax.broadcasted_iota(jnp.uint32, kept.shape, kept.ndim - 1) % bits
+    number += jax.lax.population_count(kept & ((jnp.uint32(1) << bit) - 1))
+    number = jnp.minimum(number, values.shape[-1] - 1).astype(jnp.int32)
+    look = lambda value, where: value.at[where].get(mode="promise_in_bounds")
+    for axis in reversed(range(len(grid))):
+        look = jax.vmap(look, in_axes=(0, axis), out_axes=axis)
+    found = look(_stored(values), number)
+    nothing = jnp.full_like(found, negative_zero(values))
+    return jnp.where((kept >> bit) & 1 == 1, found, nothing)
+
+
+def _stored(values: jax.Array) -> jax.Array:
+    """The values, computed before they are looked up.
+
+    Else XLA computes them in the addition's loop, which then reads parameters at other
+    places than it writes, so that it cannot write in place. XLA:CPU drops barriers, but
+    ends a loop before a scatter: of the first and last values to where they are.
+    """
+    ends = np.array([0, -1])
+    return jax.lax.platform_dependent(
+        values,
+        cpu=lambda values: values.at[..., ends].set(values[..., ends]),
+        default=jax.lax.optimization_barrier,
+    )
+
+
+def _words(
+    positions: jax.Array, grid: _Shape, block: _Shape, bits: int
+) -> list[jax.Array]:
+    """For so many entries of a row of a block: a bit for each, the first's number."""
+    words, at = -(-block[-1] // bits), positions.astype(jnp.uint32)
+    row, column = _coordinates(at, (math.prod(block[:-1]), block[-1]))
+    word, bit = row * words + column // bits, jnp.uint32(1) << column % bits
+    first = jnp.ones_like(word[..., :1], bool)
+    first = jnp.concatenate([first, word[..., 1:] != word[..., :-1]], axis=-1)
+    number = jax.lax.broadcasted_iota(jnp.uint32, word.shape, word.ndim - 1)
+    number = jnp.where(first, number, 0)
+    size = math.prod(block[:-1]) * words
+    if bits < 32:
+        empty, part = jnp.zeros(size, jnp.uint32), bit | number << bits
+    else:
+        empty, part = jnp.zeros((size, 2), jnp.uint32), jnp.stack([bit, number], -1)
+    add = lambda word, part: empty.at[word].add(part, mode="drop")
+    for _ in grid:
+        add = jax.vmap(add)
+    table = add(word, part)
+    return [table] if bits < 32 else [table[..., 0], table[..., 1]]
+
+
+def _block(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
+    return tuple(size // count for size, count in zip(shape, grid, strict=True))
+
+
+def _cut(grid: Sequence[int], block: Sequence[int]) -> list[int]:
+    """The shape of a leaf with two axes in place of each: which block, and where."""
+    return [size for pair in zip(grid, block, strict=True) for size in pair]
+
+
+def _coordinates(at: jax.Array, shape: Sequence[int]) -> list[jax.Array]:
+    """Coordinates of row-major positions; one past the last is past the first axis."""
+    found = []
+    for size in reversed(shape[1:]):
+        found.append(jax.lax.rem(at, jnp.full_like(at, size)))
+        at = jax.lax.div(at, jnp.full_like(at, size))
+    return [at, *reversed(found)]
+
+
+# A TPU holds a matrix as tiles of (8, 128), so that blocks of it lie apart only as
+# tiles do: cut into blocks of rows of entries it would be copied.
+def _has_tiles(block: _Shape) -> bool:
+    return len(block) > 1 and block[-2] % 8 == 0 and block[-1] % 128 == 0
+
+
+def _tiled_shape(block: _Shape) -> _Shape:
+    return (*block[:-2], block[-2] // 8, block[-1] // 128, 8, 128)
+
+
+def _tiles(parts: jax.Array) -> jax.Array:
+    """Of axes (..., grid, rows, grid, columns), the last of tiles moved to the end."""
+    *others, rows, grid, columns = parts.shape
+    split = parts.reshape(*others, rows // 8, 8, grid, columns // 128, 128)
+    return jnp.moveaxis(split, -4, -2)
+
+
+def _untiled(tiles: jax.Array) -> jax.Array:
+    *others, rows, grid, columns, _, _ = tiles.shape
+    split = jnp.moveaxis(tiles, -2, -4)
+    return split.reshape(*others, rows * 8, grid, columns * 128)
+
+
+def _tile_coordinates(where: Sequence[jax.Array]) -> list[jax.Array]:
+    *others, row, column = where
+    return [*others, row >> 3, column >> 7, row & 7, column & 127]
