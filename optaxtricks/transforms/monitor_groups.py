@@ -10,11 +10,13 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.counts import fraction, with_known
 from .._core.groups import Labels, group_labels
 from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
 from .._core.serialized import serialized_state
-from .._core.totals import Totals, fraction, leaf_totals, merged, root, with_known
+from .._core.total_passes import Leaves, totals_of
+from .._core.totals import merged, root
 from ..selection.row_sparse import RowSparse
 
 _READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
@@ -213,53 +215,46 @@ def _check_known(
 
 def _readings_of(group: _Group) -> dict[str, jax.Array]:
     """The readings of a group, one for each layer where it has layers."""
-    is_rows = lambda leaf: isinstance(leaf, RowSparse)
-    leaves = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
-    if not group.shape:
-        return _readings(leaves)
-    each = jax.vmap(_readings, in_axes=(group.axes,))(leaves)
-    return {reading: _everywhere(values) for reading, values in each.items()}
-
-
-def _everywhere(values: jax.Array) -> jax.Array:
-    """The same vector, whole on every device.
-
-    Where layers are divided over devices, each has worked out those of its own. A
-    compiler may leave a vector like that, but not a sum over what is divided.
-    """
-    own = jnp.eye(values.shape[0], dtype=bool)
-    return jnp.where(own, values[:, None], np.float32(0)).sum(axis=0)
-
-
-def _readings(leaves: list[Any]) -> dict[str, jax.Array]:
-    filled = [leaf for leaf in leaves if math.prod(leaf.shape)]
-    entries = sum(math.prod(leaf.shape) for leaf in filled)
-    rows = sum(leaf.shape[0] for leaf in filled if len(leaf.shape) > 1)
-    total = merged([_totals(leaf) for leaf in filled])
-    return {
+    pairs = zip(group.leaves, group.axes, strict=True)
+    filled = [(leaf, axis) for leaf, axis in pairs if math.prod(leaf.shape)]
+    axes = [axis for _, axis in filled]
+    shapes = Leaves([leaf for leaf, _ in filled], axes).shapes()
+    entries = sum(map(math.prod, shapes))
+    rows = sum(shape[0] for shape in shapes if len(shape) > 1)
+    held = Leaves([_held(leaf) for leaf, _ in filled], axes)
+    total = totals_of(held) if filled else merged([])
+    zeros = with_known(total.zeros, entries - sum(map(math.prod, held.shapes())))
+    readings = {
         "active_row_fraction": fraction(total.active, rows),
         "max": total.largest,
         "norm": root(total),
         "rms": root(total, over=max(entries, 1)),
-        "zero_fraction": fraction(total.zeros, entries),
+        "zero_fraction": fraction(zeros, entries),
     }
+    if not group.shape:
+        return readings
+    return {name: _everywhere(value, *group.shape) for name, value in readings.items()}
 
 
-# Jitted, so that leaves of one shape share one trace.
-@jax.jit
-def _totals(leaf: Any) -> Totals:
-    # A reduction of several arrays at once has no derivative, and needs none here.
-    leaf = jax.lax.stop_gradient(leaf)
+def _everywhere(values: jax.Array, layers: int) -> jax.Array:
+    """The same vector, whole on every device; or one number as a vector.
+
+    Where layers are divided over devices, each has worked out those of its own. A
+    compiler may leave a vector like that, but not a sum over what is divided.
+    """
+    own = jnp.eye(layers, dtype=bool)
+    return jnp.where(own, values[..., None], np.float32(0)).sum(axis=0)
+
+
+def _held(leaf: Any) -> jax.Array:
+    """The array itself, or the rows that a RowSparse holds, of which padding is zero.
+
+    More rows than the table has are possible: some are padding then.
+    """
     if not isinstance(leaf, RowSparse):
-        return leaf_totals(leaf)
+        return jnp.asarray(leaf)
     rows = leaf.summed()
-    # Padding counts for nothing, whatever stands there.
     held = rows.indices < rows.num_rows
     shape = (-1,) + (1,) * (rows.values.ndim - 1)
     values = jnp.where(held.reshape(shape), rows.values, jnp.zeros((), rows.dtype))
-    if not values.size:
-        values = jnp.zeros((1, *rows.shape[1:]), rows.dtype)
-    part = leaf_totals(values)
-    # More rows than the table has are possible: some are padding then.
-    absent, row = rows.num_rows - values.shape[0], math.prod(rows.shape[1:])
-    return part._replace(zeros=with_known(part.zeros, absent * row))
+    return values if values.size else jnp.zeros((1, *rows.shape[1:]), rows.dtype)
