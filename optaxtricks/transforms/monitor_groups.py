@@ -215,7 +215,9 @@ def _check_known(
 
 def _readings_of(group: _Group) -> dict[str, jax.Array]:
     """The readings of a group, one for each layer where it has layers."""
-    pairs = zip(group.leaves, group.axes, strict=True)
+    is_rows = lambda leaf: isinstance(leaf, RowSparse)
+    whole = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
+    pairs = zip(whole, group.axes, strict=True)
     filled = [(leaf, axis) for leaf, axis in pairs if math.prod(leaf.shape)]
     axes = [axis for _, axis in filled]
     shapes = Leaves([leaf for leaf, _ in filled], axes).shapes()
@@ -252,7 +254,7 @@ def _held(leaf: Any) -> jax.Array:
     More rows than the table has are possible: some are padding then.
     """
     if not isinstance(leaf, RowSparse):
-        return jnp.asarray(leaf)
+        return leaf
     rows = leaf.summed()
     held = rows.indices < rows.num_rows
     shape = (-1,) + (1,) * (rows.values.ndim - 1)

@@ -209,8 +209,8 @@ def test_other_platforms_read_the_same(read: str, monkeypatch: Any) -> None:
 def test_counts_are_exact_where_float32_counts_are_not() -> None:
     size = 2**24 + 3  # float32 cannot tell it from its neighbours
     zeros = [jnp.zeros(size, jnp.float16), jnp.zeros((1, size), jnp.float16)]
+    leaves = lambda arrays: total_passes.Leaves(arrays, [None, None])
     for read in (total_passes.by_runs, total_passes.by_rows, total_passes.at_once):
-        leaves = lambda arrays: total_passes.Leaves(arrays, [None, None])
         count = jax.jit(lambda x, read=read: read(leaves(x)))(zeros).zeros
         assert _whole(count) == 2 * size
         assert float(counts.fraction(count, 2 * size)) == 1.0
