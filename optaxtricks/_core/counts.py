@@ -1,5 +1,6 @@
 """Counts that neither overflow nor round, in two uint32 words each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,15 +37,15 @@ def exact_sum(counts: jax.Array, *, low_bits: int) -> tuple[jax.Array, jax.Array
 
 
 def split_count(count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A uint32 count as its upper 24 and its lower 8 bits."""
-    return count >> 8, count & _LOW
+    """A uint32 count as upper and lower bits: all of it in the lower ones for now."""
+    return jnp.zeros_like(count), count
 
 
-def added(counts: list[Any]) -> tuple[jax.Array, jax.Array]:
+def added(counts: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
     """The sum of split counts."""
     zero = jnp.zeros((), jnp.uint32)
-    high = sum((high for high, _ in counts), zero)
-    return _carried(high, sum((low for _, low in counts), zero))
+    high = sum((high + (low >> 8) for high, low in counts), zero)
+    return _carried(high, sum((low & _LOW for _, low in counts), zero))
 
 
 def with_known(count: Any, number: int) -> tuple[jax.Array, jax.Array]:
@@ -56,7 +57,7 @@ def with_known(count: Any, number: int) -> tuple[jax.Array, jax.Array]:
 
 def fraction(count: Any, of: int) -> jax.Array:
     """A split count over a known number: 1 if they are equal, and only then."""
-    high, low = count
+    high, low = _carried(*count)
     number = high.astype(jnp.float32) * np.float32(256) + low.astype(jnp.float32)
     whole = np.float32(of >> 8) * np.float32(256) + np.float32(of & 255)
     share = number / np.maximum(whole, np.float32(1))  # of nothing, 0

@@ -26,7 +26,7 @@ import numpy as np
 
 from .counts import added, split_count, total_count
 from .shardings import typed_sharding
-from .totals import BOUNDS, SCALES, Totals, bounded, is_large, is_small, merged
+from .totals import SCALES, Totals, is_large, is_small, merged
 
 # The length of a run that XLA unrolls with all its sums, and the runs a row must have:
 # below that, a mesh may divide a row into parts shorter than a run.
@@ -37,8 +37,8 @@ _RUNS_A_ROW = 8
 class Leaves(NamedTuple):
     """Leaves, and of each the axis that counts its layers; None if it is no stack."""
 
-    arrays: list[Any]
-    axes: list[int | None]
+    arrays: Sequence[Any]
+    axes: Sequence[int | None]
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each, or of its layers."""
@@ -86,8 +86,8 @@ def _at_once(leaf: jax.Array) -> Totals:
     row = math.prod(leaf.shape[1:])
     active = zeros < np.uint32(row) if leaf.ndim > 1 else jnp.zeros((), bool)
     return Totals(
-        squares=tuple(map(bounded, [jnp.square(x).sum() for x in scaled], BOUNDS)),
-        largest=scaled[1].max().astype(jnp.float32),
+        squares=tuple(_float32(jnp.square(x).sum()) for x in scaled),
+        largest=_float32(scaled[1].max()),
         zeros=total_count(zeros, leaf.size),
         active=split_count(active.sum(dtype=jnp.uint32)),
     )
@@ -124,8 +124,8 @@ def _by_rows(leaf: jax.Array, zero: jax.Array) -> Totals:
         [*sums, zeros, active], largest, axis=0
     )
     return Totals(
-        tuple(map(bounded, squares, BOUNDS)),
-        largest.astype(jnp.float32),
+        tuple(map(_float32, squares)),
+        _float32(largest),
         split_count(zeros),
         split_count(active),
     )
@@ -154,7 +154,7 @@ def by_runs(leaves: Leaves) -> Totals:
 def _by_runs(leaf: jax.Array) -> Totals:
     parts = [_reduced_runs(run) for run in _runs(_size(leaf))]
     squares, maxima, zeros = zip(*parts, strict=True)
-    middle = bounded(_total(squares), BOUNDS[1])
+    middle = _float32(_total(squares))
     active = jnp.zeros((), bool)
     if leaf.ndim > 1:
         # NaN is no zero: a row of NaN is active.
@@ -162,9 +162,7 @@ def _by_runs(leaf: jax.Array) -> Totals:
             active |= (part != 0).any(axis=tuple(range(1, part.ndim)))
     return Totals(
         squares=(middle,) * len(SCALES),
-        largest=functools.reduce(jnp.maximum, [part.max() for part in maxima]).astype(
-            jnp.float32
-        ),
+        largest=_float32(functools.reduce(jnp.maximum, [m.max() for m in maxima])),
         zeros=added([total_count(count, leaf.size) for count in zeros]),
         active=split_count(active.sum(dtype=jnp.uint32)),
     )
@@ -176,7 +174,7 @@ def _squares_by_runs(leaf: jax.Array, scale: jax.Array) -> jax.Array:
     parts = [_reduced_runs(run) for run in _runs(size * scale.astype(size.dtype))]
     # Nothing else of them is read; XLA would leave it out, and add all up in one row.
     parts = jax.lax.optimization_barrier(parts)
-    return _total([squares for squares, _, _ in parts]).astype(jnp.float32)
+    return _float32(_total([squares for squares, _, _ in parts]))
 
 
 def _total(parts: Sequence[jax.Array]) -> jax.Array:
@@ -203,6 +201,10 @@ def _reduced_runs(runs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _size(leaf: jax.Array) -> jax.Array:
     size = jnp.abs(leaf)
     return size.astype(np.promote_types(size.dtype, np.float32))
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
 
 
 def _scaled(size: jax.Array) -> list[jax.Array]:

@@ -17,8 +17,6 @@ from .counts import added
 SCALES = tuple(np.float32(2.0**power) for power in (-88, 0, 88))
 """What entries are multiplied by ahead of squaring."""
 _LEAST, _MOST = np.float32(2.0**-66), np.float32(2.0**110)
-BOUNDS = np.float32(np.inf), _MOST, _MOST
-"""What a sum at each scale may stop at: past it, it is not read."""
 
 
 class Totals(NamedTuple):
@@ -38,22 +36,13 @@ class Totals(NamedTuple):
     active: Any
 
 
-def bounded(square: jax.Array, bound: np.float32) -> jax.Array:
-    """A sum, which may be wider, in float32: infinite, it trips `jax_debug_infs`."""
-    return jnp.minimum(square, bound.astype(square.dtype)).astype(jnp.float32)
-
-
 def merged(totals: Sequence[Totals]) -> Totals:
-    """The totals of several leaves together; of none, all zero."""
-    zero = jnp.zeros((), jnp.float32)
-    largest = zero
-    for one in totals:
-        largest = jnp.maximum(largest, one.largest)
+    """The totals of several leaves together."""
+    # As vectors: one operation for all leaves, where a chain would be one for each.
+    squares = zip(*[one.squares for one in totals], strict=True)
     return Totals(
-        squares=tuple(
-            sum((one.squares[i] for one in totals), zero) for i in range(len(SCALES))
-        ),
-        largest=largest,
+        squares=tuple(jnp.stack(parts).sum(axis=0) for parts in squares),
+        largest=jnp.stack([one.largest for one in totals]).max(axis=0),
         zeros=added([one.zeros for one in totals]),
         active=added([one.active for one in totals]),
     )

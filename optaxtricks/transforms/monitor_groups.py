@@ -1,5 +1,6 @@
 """Watching the updates of groups of leaves without changing them."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
 from .._core.serialized import serialized_state
 from .._core.total_passes import Leaves, totals_of
-from .._core.totals import merged, root
+from .._core.totals import root
 from ..selection.row_sparse import RowSparse
 
 _READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
@@ -219,33 +220,41 @@ def _readings_of(group: _Group) -> dict[str, jax.Array]:
     whole = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
     pairs = zip(whole, group.axes, strict=True)
     filled = [(leaf, axis) for leaf, axis in pairs if math.prod(leaf.shape)]
-    axes = [axis for _, axis in filled]
-    shapes = Leaves([leaf for leaf, _ in filled], axes).shapes()
+    if not filled:
+        return dict.fromkeys(_READINGS, jnp.zeros(group.shape, jnp.float32))
+    arrays, axes = zip(*filled, strict=True)
+    readings = _readings(arrays, axes)
+    if not group.shape:
+        return readings
+    return {name: _everywhere(values) for name, values in readings.items()}
+
+
+# Jitted, since sums that are not read may be infinite, which `jax_debug_infs` reports.
+@functools.partial(jax.jit, static_argnums=1)
+def _readings(arrays: tuple[Any, ...], axes: tuple[int | None, ...]) -> dict[str, Any]:
+    shapes = Leaves(arrays, axes).shapes()
     entries = sum(map(math.prod, shapes))
     rows = sum(shape[0] for shape in shapes if len(shape) > 1)
-    held = Leaves([_held(leaf) for leaf, _ in filled], axes)
-    total = totals_of(held) if filled else merged([])
+    held = Leaves([_held(leaf) for leaf in arrays], axes)
+    total = totals_of(held)
     zeros = with_known(total.zeros, entries - sum(map(math.prod, held.shapes())))
-    readings = {
+    return {
         "active_row_fraction": fraction(total.active, rows),
         "max": total.largest,
         "norm": root(total),
-        "rms": root(total, over=max(entries, 1)),
+        "rms": root(total, over=entries),
         "zero_fraction": fraction(zeros, entries),
     }
-    if not group.shape:
-        return readings
-    return {name: _everywhere(value, *group.shape) for name, value in readings.items()}
 
 
-def _everywhere(values: jax.Array, layers: int) -> jax.Array:
-    """The same vector, whole on every device; or one number as a vector.
+def _everywhere(values: jax.Array) -> jax.Array:
+    """The same vector, whole on every device.
 
     Where layers are divided over devices, each has worked out those of its own. A
     compiler may leave a vector like that, but not a sum over what is divided.
     """
-    own = jnp.eye(layers, dtype=bool)
-    return jnp.where(own, values[..., None], np.float32(0)).sum(axis=0)
+    own = jnp.eye(values.shape[0], dtype=bool)
+    return jnp.where(own, values[:, None], np.float32(0)).sum(axis=0)
 
 
 def _held(leaf: Any) -> jax.Array:
