@@ -60,10 +60,13 @@ def monitor_groups(
     of any optimizer state. Unlike the state of ``optax.monitor``, this one has its
     final structure from ``init`` on, so it runs in ``jax.lax.scan``.
 
-    First in a chain it costs one more reading of the gradients. Behind an optimizer it
-    needs an array of the updates, which a compiled step otherwise does without: XLA's
-    CPU backend then writes one, of the parameters' size, to temporary memory. Where
-    that is too much, put the monitor first, or inside ``optax.masked``.
+    First in a chain it reads the gradients where the optimizer does, in the same pass,
+    on GPUs and TPUs; once more on a CPU, on a TPU where gradients and state are both
+    narrower than float32, and for rows or vectors of more than :math:`2^{24}` entries.
+    Behind an optimizer it needs an array of the updates, which a compiled step
+    otherwise does without: XLA's CPU backend then writes one, of the parameters' size
+    or half as much again, to temporary memory. Where that is too much, put the monitor
+    first, or inside ``optax.masked``.
 
     Guarantees:
       - Updates pass bit for bit.
@@ -75,9 +78,10 @@ def monitor_groups(
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
       - A stack is read where it lies, whatever its layer axis.
-      - No communication but scalars, one a layer of stacks, and one bit a row for
-        leaves whose rows are divided over devices, into parts of equal length of at
-        least 16 entries. Nothing waits for the device.
+      - No communication but scalars, one a layer of stacks, and a few for each row whose
+        entries are divided over devices: one on a TPU, five on a GPU, and one bit on a
+        CPU, there for parts of equal length of at least 16 entries. Nothing waits for
+        the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
