@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .counts import added, split_count, total_count
-from .shardings import typed_sharding
+from .shardings import has_explicit_mesh, typed_sharding
 from .totals import SCALES, Totals, is_large, is_small, merged
 
 # The length of a run that XLA unrolls with all its sums, and the runs a row must have:
@@ -142,11 +142,12 @@ def by_runs(leaves: Leaves) -> Totals:
     small = is_small(middle)
     scale = jnp.where(small, SCALES[2], SCALES[0])
     again = (small & (total.largest > 0)) | is_large(middle)
-    other = jax.lax.cond(
-        again.any(),
-        lambda: functools.reduce(jnp.add, leaves.each(_squares_by_runs, scale)),
-        lambda: middle,
-    )
+    read = lambda: functools.reduce(jnp.add, leaves.each(_squares_by_runs, scale))
+    if any(map(has_explicit_mesh, leaves.arrays)):
+        # `vmap` over an axis of such a mesh fails on a branch inside of a branch.
+        other = read()
+    else:
+        other = jax.lax.cond(again.any(), read, lambda: middle)
     return total._replace(squares=(other, middle, other))
 
 

@@ -78,10 +78,10 @@ def monitor_groups(
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
       - A stack is read where it lies, whatever its layer axis.
-      - No communication but scalars, one a layer of stacks, and a few for each row whose
-        entries are divided over devices: one on a TPU, five on a GPU, and one bit on a
-        CPU, there for parts of equal length of at least 16 entries. Nothing waits for
-        the device.
+      - No communication but scalars, one a layer of stacks, and a few for each row
+        whose entries are divided over devices: one on a TPU, five on a GPU, and one bit
+        on a CPU, there for parts of equal length of at least 16 entries. Nothing waits
+        for the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
