@@ -16,6 +16,12 @@ def typed_sharding(x: Any) -> Any:
     return sharding
 
 
+def has_explicit_mesh(x: Any) -> bool:
+    """Whether the type of `x` has a mesh with Explicit axes, named or not."""
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
 def on_device(x: Any) -> Any:
     """The array in its devices' own memory, where its type says it is in a host's."""
     space = jax.memory.Space

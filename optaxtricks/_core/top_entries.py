@@ -23,9 +23,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .counter_hash import index_axes
+from .counts import exact_sum
 from .positions import index_along
 from .shardings import along
-from .totals import exact_sum
 
 # Bits of the answer that one pass decides. One reading of the scores serves all
 # 2**3 - 1 candidates, and reading is what a pass costs; with a fourth bit the

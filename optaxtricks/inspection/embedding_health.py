@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import checks
-from .._core.totals import fraction, split_count, total_count
+from .._core.counts import fraction, split_count, total_count
 
 
 def embedding_health(table: Any, weight_decay: Any) -> dict[str, jax.Array]:

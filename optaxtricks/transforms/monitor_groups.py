@@ -1,5 +1,6 @@
 """Watching the updates of groups of leaves without changing them."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.counts import fraction, with_known
 from .._core.groups import Labels, group_labels
 from .._core.layers import Stacked
 from .._core.paths import leaves_with_paths, listing
 from .._core.serialized import serialized_state
-from .._core.totals import Totals, fraction, leaf_totals, merged, root, with_known
+from .._core.total_passes import Leaves, totals_of
+from .._core.totals import root
 from ..selection.row_sparse import RowSparse
 
 _READINGS = ("active_row_fraction", "max", "norm", "rms", "zero_fraction")
@@ -57,10 +60,13 @@ def monitor_groups(
     of any optimizer state. Unlike the state of ``optax.monitor``, this one has its
     final structure from ``init`` on, so it runs in ``jax.lax.scan``.
 
-    First in a chain it costs one more reading of the gradients. Behind an optimizer it
-    needs an array of the updates, which a compiled step otherwise does without: XLA's
-    CPU backend then writes one, of the parameters' size, to temporary memory. Where
-    that is too much, put the monitor first, or inside ``optax.masked``.
+    First in a chain it reads the gradients where the optimizer does, in the same pass,
+    on GPUs and TPUs; once more on a CPU, on a TPU where gradients and state are both
+    narrower than float32, and for rows or vectors of more than :math:`2^{24}` entries.
+    Behind an optimizer it needs an array of the updates, which a compiled step
+    otherwise does without: XLA's CPU backend then writes one, of the parameters' size
+    or half as much again, to temporary memory. Where that is too much, put the monitor
+    first, or inside ``optax.masked``.
 
     Guarantees:
       - Updates pass bit for bit.
@@ -72,9 +78,10 @@ def monitor_groups(
       - NaN shows in ``norm``, ``rms`` and ``max``; it counts as no zero.
       - Differentiable, as if it were not there; the readings are constants.
       - A stack is read where it lies, whatever its layer axis.
-      - No communication but scalars, one a layer of stacks, and one bit a row for
-        leaves whose rows are divided over devices, into parts of equal length of at
-        least 16 entries. Nothing waits for the device.
+      - No communication but scalars, one a layer of stacks, and a few for each row
+        whose entries are divided over devices: one on a TPU, five on a GPU, and one bit
+        on a CPU, there for parts of equal length of at least 16 entries. Nothing waits
+        for the device.
 
     Args:
       labels: a callable from a tree to a tree of strings, such as
@@ -214,11 +221,34 @@ def _check_known(
 def _readings_of(group: _Group) -> dict[str, jax.Array]:
     """The readings of a group, one for each layer where it has layers."""
     is_rows = lambda leaf: isinstance(leaf, RowSparse)
-    leaves = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
+    whole = [leaf if is_rows(leaf) else jnp.asarray(leaf) for leaf in group.leaves]
+    pairs = zip(whole, group.axes, strict=True)
+    filled = [(leaf, axis) for leaf, axis in pairs if math.prod(leaf.shape)]
+    if not filled:
+        return dict.fromkeys(_READINGS, jnp.zeros(group.shape, jnp.float32))
+    arrays, axes = zip(*filled, strict=True)
+    readings = _readings(arrays, axes)
     if not group.shape:
-        return _readings(leaves)
-    each = jax.vmap(_readings, in_axes=(group.axes,))(leaves)
-    return {reading: _everywhere(values) for reading, values in each.items()}
+        return readings
+    return {name: _everywhere(values) for name, values in readings.items()}
+
+
+# Jitted, since sums that are not read may be infinite, which `jax_debug_infs` reports.
+@functools.partial(jax.jit, static_argnums=1)
+def _readings(arrays: tuple[Any, ...], axes: tuple[int | None, ...]) -> dict[str, Any]:
+    shapes = Leaves(arrays, axes).shapes()
+    entries = sum(map(math.prod, shapes))
+    rows = sum(shape[0] for shape in shapes if len(shape) > 1)
+    held = Leaves([_held(leaf) for leaf in arrays], axes)
+    total = totals_of(held)
+    zeros = with_known(total.zeros, entries - sum(map(math.prod, held.shapes())))
+    return {
+        "active_row_fraction": fraction(total.active, rows),
+        "max": total.largest,
+        "norm": root(total),
+        "rms": root(total, over=entries),
+        "zero_fraction": fraction(zeros, entries),
+    }
 
 
 def _everywhere(values: jax.Array) -> jax.Array:
@@ -231,35 +261,15 @@ def _everywhere(values: jax.Array) -> jax.Array:
     return jnp.where(own, values[:, None], np.float32(0)).sum(axis=0)
 
 
-def _readings(leaves: list[Any]) -> dict[str, jax.Array]:
-    filled = [leaf for leaf in leaves if math.prod(leaf.shape)]
-    entries = sum(math.prod(leaf.shape) for leaf in filled)
-    rows = sum(leaf.shape[0] for leaf in filled if len(leaf.shape) > 1)
-    total = merged([_totals(leaf) for leaf in filled])
-    return {
-        "active_row_fraction": fraction(total.active, rows),
-        "max": total.largest,
-        "norm": root(total),
-        "rms": root(total, over=max(entries, 1)),
-        "zero_fraction": fraction(total.zeros, entries),
-    }
+def _held(leaf: Any) -> jax.Array:
+    """The array itself, or the rows that a RowSparse holds, of which padding is zero.
 
-
-# Jitted, so that leaves of one shape share one trace.
-@jax.jit
-def _totals(leaf: Any) -> Totals:
-    # A reduction of several arrays at once has no derivative, and needs none here.
-    leaf = jax.lax.stop_gradient(leaf)
+    More rows than the table has are possible: some are padding then.
+    """
     if not isinstance(leaf, RowSparse):
-        return leaf_totals(leaf)
+        return leaf
     rows = leaf.summed()
-    # Padding counts for nothing, whatever stands there.
     held = rows.indices < rows.num_rows
     shape = (-1,) + (1,) * (rows.values.ndim - 1)
     values = jnp.where(held.reshape(shape), rows.values, jnp.zeros((), rows.dtype))
-    if not values.size:
-        values = jnp.zeros((1, *rows.shape[1:]), rows.dtype)
-    part = leaf_totals(values)
-    # More rows than the table has are possible: some are padding then.
-    absent, row = rows.num_rows - values.shape[0], math.prod(rows.shape[1:])
-    return part._replace(zeros=with_known(part.zeros, absent * row))
+    return values if values.size else jnp.zeros((1, *rows.shape[1:]), rows.dtype)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optaxtricks as ot
-from optaxtricks._core import totals
+from optaxtricks._core import counts, total_passes
 from tests.problems import (
     CONTAINERS,
     assert_same,
@@ -179,24 +179,52 @@ def test_empty_leaves_and_holes_count_for_nothing() -> None:
     assert readings(ot.monitor_groups("all"), more)["rms"] == 1
 
 
+OTHER_PASSES = pytest.mark.parametrize("read", ["by_rows", "at_once"])
+"""Of GPUs and of TPUs; any platform can take them."""
+
+
+@OTHER_PASSES
+def test_other_platforms_read_the_same(read: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(total_passes, "by_runs", getattr(total_passes, read))
+    sizes = {"small": 2.0**-110, "one": 1.0, "large": 2.0**110}
+    tree = {k: v for k, v in _tree().items() if k in "bdef"}
+    updates: Any = {
+        k: jax.tree.map(lambda x, s=s: x * s, tree) for k, s in sizes.items()
+    }
+    updates["odd"] = [jnp.zeros((3, 5), jnp.bfloat16).at[1].set(jnp.nan)]
+    updates["inf"] = [values((2, 3), jnp.complex64, 1), jnp.asarray(jnp.inf)]
+    updates["stack"] = values((6, 3, 130), jnp.bfloat16, 1).at[:, 1].set(0)
+    tx = ot.monitor_groups({k: k for k in updates}, stacked={"^stack$": 1})
+    _, state = jax.jit(tx.update)(updates, tx.init(updates))
+    got = {name: float(value) for name, value in ot.metrics(state).items()}
+    layers = {f"stack/{i}": [updates.get("stack")[:, i]] for i in range(3)}
+    for label, part in {**updates, **layers}.items():
+        if label == "stack":
+            continue
+        want = reference([np.asarray(x) for x in jax.tree.leaves(part)])
+        found = {k: got[f"updates/{label}/{k}"] for k in want}
+        assert found == pytest.approx(want, rel=2e-6, abs=0, nan_ok=True), label
+
+
 def test_counts_are_exact_where_float32_counts_are_not() -> None:
     size = 2**24 + 3  # float32 cannot tell it from its neighbours
-    count = totals.leaf_totals(jnp.zeros(size, jnp.float16)).zeros
-    assert _whole(count) == size
-    row = totals.leaf_totals(jnp.zeros((3, size), jnp.float16)).zeros
-    assert _whole(row) == 3 * size
-    assert float(totals.fraction(count, size)) == 1.0
+    zeros = [jnp.zeros(size, jnp.float16), jnp.zeros((1, size), jnp.float16)]
+    leaves = lambda arrays: total_passes.Leaves(arrays, [None, None])
+    for read in (total_passes.by_runs, total_passes.by_rows, total_passes.at_once):
+        count = jax.jit(lambda x, read=read: read(leaves(x)))(zeros).zeros
+        assert _whole(count) == 2 * size
+        assert float(counts.fraction(count, 2 * size)) == 1.0
 
 
 def test_counts_go_on_where_uint32_ends() -> None:
     # As the counts of rows of a leaf of more than 2**32 entries would be.
     rows = jnp.full((5,), 2**32 - 1, jnp.uint32)
-    count = totals.total_count(rows, 5 * 2**32)
+    count = counts.total_count(rows, 5 * 2**32)
     assert _whole(count) == 5 * (2**32 - 1)
-    both = totals.added([count, count])
+    both = counts.added([count, count])
     assert _whole(both) == 10 * (2**32 - 1)
-    assert float(totals.fraction(both, 10 * (2**32 - 1))) == 1.0
-    assert _whole(totals.with_known(count, -7)) == 5 * (2**32 - 1) - 7
+    assert float(counts.fraction(both, 10 * (2**32 - 1))) == 1.0
+    assert _whole(counts.with_known(count, -7)) == 5 * (2**32 - 1) - 7
 
 
 def _whole(count: Any) -> int:

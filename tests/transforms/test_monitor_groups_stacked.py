@@ -172,6 +172,10 @@ def test_readings_are_whole_on_every_device(kind: AxisType) -> None:
         assert leaf.sharding.is_fully_replicated
     found = [float(ot.metrics(state)[f"updates/all/{i}/max"]) for i in range(4)]
     assert found[0] == found[3] == 1 and found[1] == np.inf and np.isnan(found[2])
+    inside = ot.per_layer(ot.monitor_groups("all"), "")
+    _, state = jax.jit(inside.update)(there, inside.init(there))
+    largest = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, jax.Array))[1]
+    assert largest.tolist() == pytest.approx(found, nan_ok=True)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

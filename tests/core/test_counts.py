@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optaxtricks._core.totals import exact_sum, fraction, total_count
+from optaxtricks._core.counts import exact_sum, fraction, total_count
 
 
 def whole(split: tuple[jax.Array, jax.Array], low_bits: int) -> int:
