@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .grouping import acting, total
+
 
 def all_finite(x: Any) -> jax.Array:
     """Whether every entry is a finite number; of no entries, true.
@@ -12,4 +14,5 @@ def all_finite(x: Any) -> jax.Array:
     A finite number less itself is 0, NaN and infinity less themselves are NaN, and XLA
     sums in one pass. Of `isfinite(x).all()` it writes out the bools first, on CPU.
     """
-    return jnp.sum(x - x) == 0
+    x = jnp.asarray(x)
+    return acting(total(x - x)) == 0

@@ -17,6 +17,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
+from .._core.grouping import common
 from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
 from .._core.schedules import at_step
@@ -156,15 +157,15 @@ def magma(
         rate = jnp.asarray(at_step(state.step, keep_rate=keep_rate), jnp.float32)
         # A traced rate cannot raise; out of range it must not pass for a good one.
         sound = jnp.where((rate >= 0) & (rate <= 1), jnp.sign(rate), jnp.nan)
-        numbers = [
-            jnp.asarray(x, jnp.float32) for x in (temperature, b1, smoothing, sound)
-        ]
+        numbers = common(
+            *[jnp.asarray(x, jnp.float32) for x in (temperature, smoothing, sound)]
+        )
         last, now = last_kept_word(rate), step_words(state.step)
         order = path_order(updates)
         held = (state.scores, state.words) if leaves else ((), ())
         held = {i: (s, w ^ now) for i, s, w in zip(order, *held, strict=True)}
         rows = enumerate(zip(leaves, grads, momenta.leaves, strict=True))
-        out = [_leaf(*row, *held[i], last, numbers) for i, row in rows]
+        out = [_leaf(*row, *held[i], last, b1, numbers) for i, row in rows]
         return jax.tree.unflatten(layout, [u for u, _, _ in out]), MagmaState(
             inner=after,
             mu=momenta.rebuilt([m for _, m, _ in out]),
@@ -185,14 +186,16 @@ def _leaf(
     score: jax.Array,
     seed: jax.Array,
     last: jax.Array,
-    numbers: list[jax.Array],
+    b1: Any,
+    numbers: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    temperature, b1, smoothing, sound = numbers
-    decay = b1.astype(mu.dtype)
+    temperature, smoothing, sound = numbers
+    decay = jnp.asarray(b1, jnp.float32).astype(mu.dtype)
     g = grad.astype(mu.dtype)
     mu = decay * mu + (1 - decay) * g
-    norms = jnp.sqrt(_dot(mu, mu)) * jnp.sqrt(_dot(g, g))
-    cosine = _dot(mu, g) / jnp.where(norms > 0, norms, jnp.ones((), norms.dtype))
+    of_mu, of_g, of_both = _dots(mu, g)
+    norms = jnp.sqrt(of_mu) * jnp.sqrt(of_g)
+    cosine = of_both / jnp.where(norms > 0, norms, jnp.ones((), norms.dtype))
     aligned = jax.nn.sigmoid(cosine.astype(jnp.float32) / temperature)
     score = smoothing * score + (1 - smoothing) * aligned
     keep = entry_words(update, seed, "leaf") <= last
@@ -200,6 +203,19 @@ def _leaf(
     return jnp.where(keep, damped, jnp.zeros((), update.dtype)), mu, score
 
 
-def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The real part of the inner product, in float32 or wider."""
-    return jnp.sum((x * y.conj()).real)
+def _dots(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    """The inner products of x and x, y and y, x and y: their real parts.
+
+    On GPUs by one reduction, as XLA lets a pass that sums and writes write in place
+    only if all that it sums is one; TPUs merge sums with what they sum one by one.
+    """
+    products = [(a * b.conj()).real for a, b in ((x, x), (y, y), (x, y))]
+    apart = lambda *products: tuple(map(jnp.sum, products))
+    return jax.lax.platform_dependent(*products, cuda=_sums, default=apart)
+
+
+def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The sum of each, all in one reduction."""
+    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+    add = lambda *pair: tuple(x + y for x, y in zip(*pair, strict=True))
+    return tuple(jax.lax.reduce(arrays, zeros, add, range(arrays[0].ndim)))

@@ -1,5 +1,6 @@
 """Steps relative to the size of the parameter: its root mean square as a factor."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.build import transformation
+from .._core.grouping import acting, total
 from .._core.scaling import scaled
 from .._core.selectors import Selector, row_matches
 
@@ -107,8 +109,10 @@ def _rms(param: Any, dtype: Any, floor: Any, by_row: bool) -> jax.Array:
     wide = np.promote_types(dtype, np.float32)
     square = jnp.square(jnp.asarray(param).astype(wide))
     axes = tuple(range(int(by_row), square.ndim))
+    sums = total(square, axes).reshape(square.shape[: int(by_row)] + (1,) * len(axes))
     # An empty leaf has no mean, and no entry that would need one.
-    mean = square.mean(axis=axes, keepdims=True) if square.size else square
-    rms, floor = jnp.sqrt(mean), jnp.asarray(floor, wide)
+    count = math.prod(square.shape[int(by_row):])
+    mean = sums / jnp.asarray(count, wide) if square.size else square
+    rms, floor = acting(jnp.sqrt(mean)), jnp.asarray(floor, wide)
     # A maximum would let XLA fuse all this into one call that writes out the product.
     return jnp.where(rms < floor, floor, rms)
