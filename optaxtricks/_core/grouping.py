@@ -1,10 +1,10 @@
-"""Many leaves in one GPU kernel, though each is summed or scaled by itself.
+"""Sums of leaves and what hangs on them, in few GPU kernels and in place.
 
 XLA for GPUs merges loops over leaves of one shape where they read a common array. Where
 they do not, it launches one kernel each: for a model of a hundred leaves, most of them
 small, hundreds of launches that take longer than the work. A scalar does not count as
-common, nor what XLA knows to be constant. So leaves read a vector that is held back from
-constant folding. Nothing of one leaf enters another, which `per_layer` relies on.
+common, nor what XLA knows to be constant. So leaves read a vector that is held back
+from constant folding. Nothing of one leaf enters another, as `per_layer` demands.
 """
 
 import functools
@@ -25,12 +25,12 @@ def common(*numbers: Any) -> jax.Array:
 def total(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """The sum along axes, by default all; on GPUs from a zero that others read too."""
     axes = tuple(range(x.ndim)) if axes is None else axes
-    if not axes:
+    if not axes:  # jax.vmap cannot map over such a reduction
         return x
 
     def together(x: jax.Array) -> jax.Array:
-        zero, _ = common(jnp.zeros((), x.dtype), jnp.zeros((), x.dtype))
-        return jax.lax.reduce(x, zero, jax.lax.add, axes)
+        zeros = common(*[jnp.zeros((), x.dtype)] * 2)
+        return jax.lax.reduce(x, zeros[0], jax.lax.add, axes)
 
     apart = lambda x: jnp.sum(x, axis=axes)
     return jax.lax.platform_dependent(x, cuda=together, default=apart)
@@ -45,3 +45,19 @@ def acting(number: jax.Array) -> jax.Array:
     """
     together = lambda x: x * common(*[jnp.ones((), x.dtype)] * 3)[0]
     return jax.lax.platform_dependent(number, cuda=together, default=lambda x: x)
+
+
+def totals(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The sum of each of these arrays of one shape, which come from one pass.
+
+    On GPUs in one reduction: XLA lets a kernel that sums and writes write in place only
+    if it sums once. On TPUs one by one, as XLA writes and sums in one pass only so.
+    """
+
+    def at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+        add = lambda *pair: tuple(x + y for x, y in zip(*pair, strict=True))
+        return tuple(jax.lax.reduce(arrays, zeros, add, range(arrays[0].ndim)))
+
+    apart = lambda *arrays: tuple(map(jnp.sum, arrays))
+    return jax.lax.platform_dependent(*arrays, cuda=at_once, default=apart)

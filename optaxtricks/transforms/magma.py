@@ -17,7 +17,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
-from .._core.grouping import common
+from .._core.grouping import common, totals
 from .._core.paths import leaves_with_paths, path_order
 from .._core.scaling import scaled
 from .._core.schedules import at_step
@@ -87,7 +87,8 @@ def magma(
       - Updates keep structure, shapes and dtypes; sums are in float32 or wider, in
         which entries below 1e-19 or above 1e19 leave the range when squared: there
         nothing is known of the alignment, or its running mean is NaN for good.
-      - On any sharding it adds three scalars a leaf to ``inner``'s communication.
+      - On any sharding it adds three scalars a leaf to ``inner``'s communication: their
+        sums, or on GPUs those of every device.
 
     Args:
       inner: a complete optimizer; extra arguments are forwarded to it.
@@ -193,7 +194,8 @@ def _leaf(
     decay = jnp.asarray(b1, jnp.float32).astype(mu.dtype)
     g = grad.astype(mu.dtype)
     mu = decay * mu + (1 - decay) * g
-    of_mu, of_g, of_both = _dots(mu, g)
+    pairs = (mu, mu), (g, g), (mu, g)
+    of_mu, of_g, of_both = totals(*[(x * y.conj()).real for x, y in pairs])
     norms = jnp.sqrt(of_mu) * jnp.sqrt(of_g)
     cosine = of_both / jnp.where(norms > 0, norms, jnp.ones((), norms.dtype))
     aligned = jax.nn.sigmoid(cosine.astype(jnp.float32) / temperature)
@@ -201,21 +203,3 @@ def _leaf(
     keep = entry_words(update, seed, "leaf") <= last
     damped = scaled(update, sound * score)
     return jnp.where(keep, damped, jnp.zeros((), update.dtype)), mu, score
-
-
-def _dots(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
-    """The inner products of x and x, y and y, x and y: their real parts.
-
-    On GPUs by one reduction, as XLA lets a pass that sums and writes write in place
-    only if all that it sums is one; TPUs merge sums with what they sum one by one.
-    """
-    products = [(a * b.conj()).real for a, b in ((x, x), (y, y), (x, y))]
-    apart = lambda *products: tuple(map(jnp.sum, products))
-    return jax.lax.platform_dependent(*products, cuda=_sums, default=apart)
-
-
-def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The sum of each, all in one reduction."""
-    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
-    add = lambda *pair: tuple(x + y for x, y in zip(*pair, strict=True))
-    return tuple(jax.lax.reduce(arrays, zeros, add, range(arrays[0].ndim)))

@@ -109,7 +109,7 @@ def _rms(param: Any, dtype: Any, floor: Any, by_row: bool) -> jax.Array:
     wide = np.promote_types(dtype, np.float32)
     square = jnp.square(jnp.asarray(param).astype(wide))
     axes = tuple(range(int(by_row), square.ndim))
-    sums = total(square, axes).reshape(square.shape[: int(by_row)] + (1,) * len(axes))
+    sums = jnp.expand_dims(total(square, axes), axes)
     # An empty leaf has no mean, and no entry that would need one.
     count = math.prod(square.shape[int(by_row) :])
     mean = sums / jnp.asarray(count, wide) if square.size else square
