@@ -111,7 +111,7 @@ def _rms(param: Any, dtype: Any, floor: Any, by_row: bool) -> jax.Array:
     axes = tuple(range(int(by_row), square.ndim))
     sums = total(square, axes).reshape(square.shape[: int(by_row)] + (1,) * len(axes))
     # An empty leaf has no mean, and no entry that would need one.
-    count = math.prod(square.shape[int(by_row):])
+    count = math.prod(square.shape[int(by_row) :])
     mean = sums / jnp.asarray(count, wide) if square.size else square
     rms, floor = acting(jnp.sqrt(mean)), jnp.asarray(floor, wide)
     # A maximum would let XLA fuse all this into one call that writes out the product.
