@@ -3,8 +3,8 @@
 XLA for GPUs merges loops over leaves of one shape where they read a common array. Where
 they do not, it launches one kernel each: for a model of a hundred leaves, most of them
 small, hundreds of launches that take longer than the work. A scalar does not count as
-common, nor what XLA knows to be constant. So leaves read a vector that is held back from
-constant folding. Nothing of one leaf enters another, which `per_layer` relies on.
+common, nor what XLA knows to be constant. So leaves read a vector that is held back
+from constant folding. Nothing of one leaf enters another, which `per_layer` relies on.
 """
 
 import functools
