@@ -15,9 +15,13 @@ import jax
 import jax.numpy as jnp
 
 
-def common(*numbers: Any) -> jax.Array:
-    """Numbers that all leaves need, in one vector."""
-    return jax.lax.optimization_barrier(jnp.stack(numbers))
+def common(*numbers: Any, dtype: Any = jnp.float32) -> jax.Array:
+    """Numbers that all leaves need, in one vector.
+
+    Two unlike ones are a constant; of equal ones a kernel makes the vector each step.
+    """
+    vector = jnp.stack([jnp.asarray(x, dtype) for x in numbers])
+    return jax.lax.optimization_barrier(vector)
 
 
 # Jitted, so that leaves of one shape share one trace.
@@ -29,8 +33,8 @@ def total(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
         return x
 
     def together(x: jax.Array) -> jax.Array:
-        zeros = common(*[jnp.zeros((), x.dtype)] * 2)
-        return jax.lax.reduce(x, zeros[0], jax.lax.add, axes)
+        zero, _ = common(0, 1, dtype=x.dtype)
+        return jax.lax.reduce(x, zero, jax.lax.add, axes)
 
     apart = lambda x: jnp.sum(x, axis=axes)
     return jax.lax.platform_dependent(x, cuda=together, default=apart)
@@ -43,7 +47,7 @@ def acting(number: jax.Array) -> jax.Array:
     From another vector than above, as XLA would compute sums of some leaves and changes
     of others in one kernel, which is slow at both.
     """
-    together = lambda x: x * common(*[jnp.ones((), x.dtype)] * 3)[0]
+    together = lambda x: x * common(1, 0, 0, dtype=x.dtype)[0]
     return jax.lax.platform_dependent(number, cuda=together, default=lambda x: x)
 
 

@@ -158,9 +158,7 @@ def magma(
         rate = jnp.asarray(at_step(state.step, keep_rate=keep_rate), jnp.float32)
         # A traced rate cannot raise; out of range it must not pass for a good one.
         sound = jnp.where((rate >= 0) & (rate <= 1), jnp.sign(rate), jnp.nan)
-        numbers = common(
-            *[jnp.asarray(x, jnp.float32) for x in (temperature, smoothing, sound)]
-        )
+        numbers = common(temperature, smoothing, sound)
         last, now = last_kept_word(rate), step_words(state.step)
         order = path_order(updates)
         held = (state.scores, state.words) if leaves else ((), ())
