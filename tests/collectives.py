@@ -5,16 +5,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-_KINDS = (
-    "all-reduce",
-    "all-gather",
-    "ragged-all-to-all",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "reduce-scatter",
-)
-_CALL = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(")
+from benchmarks.compiled.hlo import COLLECTIVES
+
+_CALL = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _SHAPE = re.compile(r"\b[a-z]+\d*\[([\d,]*)\]")
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import rich.console
 import rich.progress
@@ -72,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="of: " + "; ".join(RECIPES).replace("%", "%%"),
     )
     result.add_argument("--size", choices=tuple(SIZES), default="matrix")
-    result.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", type=str
-    )
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     result.add_argument("--kernels", action="store_true", help="registers and spills")
     result.add_argument("--lines", type=int, default=0, help="heaviest lines to show")
     result.add_argument("--out", type=pathlib.Path, help="folder for JSON and chart")
@@ -85,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles, prints and writes; returns 1 if a figure became worse."""
     options = parser().parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # no other device is looked for
     options.dtype = jnp.dtype(options.dtype)
     old = json.loads(options.compare.read_text()) if options.compare else None
     try:

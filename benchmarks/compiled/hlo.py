@@ -20,10 +20,17 @@ _CALLED = re.compile(
     r"=%?([\w.\-]+)"
 )
 _LISTED = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
-# Names that other computations give to what they do to single numbers.
-_SCALAR_RULES = frozenset(
-    ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter")
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "ragged-all-to-all",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "reduce-scatter",
 )
+# What gives arrays of its operands, and moves nothing.
+VIEWS = frozenset(("bitcast", "get-tuple-element", "tuple", "opt-barrier"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Instruction:
       op: the operation, such as ``fusion``.
       results: the arrays it gives, a tuple flattened.
       operands: names of what it reads, in order.
-      called: names of the computations that it runs, other than rules for numbers.
+      called: names of the computations that it runs, or that say how to reduce.
       attributes: what stands behind the operands.
       root: whether it is the result of its computation.
       line: the text.
@@ -165,7 +172,7 @@ def _instruction(line: str) -> Instruction:
     op, rest = rest.split("(", 1)
     inside = _between("(" + rest)
     attributes = rest[len(inside) + 1 :]
-    called = tuple(_CALLED.findall(attributes)) if op not in _SCALAR_RULES else ()
+    called = tuple(_CALLED.findall(attributes))
     for listed in _LISTED.findall(attributes):
         called += tuple(each.strip(" %") for each in listed.split(","))
     return Instruction(

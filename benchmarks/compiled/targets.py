@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -17,6 +18,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _TPU = re.compile(r"(?:v\d\w?|tpu7x):\d+x\d+(?:x\d+)?")
 # GpuTargetConfigProto of each card, from its data sheet.
 _CARDS = {"h100": pathlib.Path(__file__).with_name("h100.txt")}
+# What libtpu reads when it is loaded: to look for no device, to load a second time in
+# another process, and to be quiet.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 # What must be installed, and what loads it.
 _PACKAGES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda12"}
 
@@ -58,7 +69,9 @@ def _mesh(name: str, platform: str) -> Mesh:
             "Run `make compiled`, or `pip install 'optaxtricks[compiled]'`."
         )
     options: dict[str, Any] = {"topology_name": name}
-    if platform == "cuda":
+    if platform == "tpu":
+        os.environ |= _LIBTPU
+    else:
         options = {"target_config": _CARDS[name].read_text(), "topology": "1x1x1"}
     try:
         devices = topologies.get_topology_desc(platform=platform, **options).devices

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from .hlo import Array, Computation, Instruction, Module
+from .hlo import COLLECTIVES, Array, Computation, Instruction, Module
 
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all opt-barrier iota "
@@ -21,15 +21,6 @@ _FREE_CALLS = ("ConcatBitcast", "AllocateBuffer", "Sharding", "AssumeGatherIndic
 _PARTS = frozenset(("slice", "dynamic-slice", "gather"))
 _WRITES_INTO = frozenset(("dynamic-update-slice", "scatter"))
 _VIEWS = frozenset(("bitcast", "get-tuple-element", "tuple"))
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "ragged-all-to-all",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "reduce-scatter",
-)
 _HOST_OPS = frozenset(("infeed", "outfeed", "send", "recv"))
 _HOST_CALLS = re.compile(r'custom_call_target="[^"]*(?:callback|host)[^"]*"', re.I)
 _HOST_SPACE = 5
