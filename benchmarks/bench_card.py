@@ -77,12 +77,7 @@ class QueuedStep:
         self.params = {path: draw(shape) for path, shape in shapes.items()}
         self.grads = {path: draw(shape) for path, shape in shapes.items()}
         self.state = jax.jit(tx.init)(self.params)
-
-        def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        jitted = jax.jit(step, donate_argnums=(0, 1))
+        jitted = jax.jit(harness.training_step(tx), donate_argnums=(0, 1))
         self.step = jitted.lower(self.params, self.state, self.grads).compile()
         held = (self.params, self.state)
         self.least = 2 * harness.tree_bytes(held) + harness.tree_bytes(self.grads)

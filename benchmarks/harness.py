@@ -35,14 +35,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         **{
-            name: _version(name)
+            name: version(name)
             for name in ("jax", "jaxlib", "optax", "numpy", "optaxtricks")
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of an installed package; None if it is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -63,6 +64,16 @@ def alternate(
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
+def training_step(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """From parameters, state and gradients, the next parameters and state."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
 class TrainStep:
     """A compiled optimizer step with donated parameters and state; a call runs it."""
 
@@ -77,12 +88,7 @@ class TrainStep:
         self.params = {path: draw(shape) for path, shape in shapes.items()}
         self.grads = {path: draw(shape) for path, shape in shapes.items()}
         self.state = tx.init(self.params)
-
-        def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        jitted = jax.jit(step, donate_argnums=(0, 1))
+        jitted = jax.jit(training_step(tx), donate_argnums=(0, 1))
         self.compiled = jitted.lower(self.params, self.state, self.grads).compile()
 
     def __call__(self) -> Any:
@@ -98,14 +104,11 @@ class TrainStep:
 def compile_seconds(tx: optax.GradientTransformation, params: Any) -> float:
     """Seconds from a Python step function to a compiled one."""
     state = jax.jit(tx.init)(params)
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     jax.clear_caches()
     start = time.perf_counter()
-    jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    jax.jit(training_step(tx), donate_argnums=(0, 1)).lower(
+        params, state, params
+    ).compile()
     return time.perf_counter() - start
 
 

@@ -6,55 +6,44 @@ that reads it. It knows nothing of results that take the place of an operand, so
 are bounds from above, and the lesser one is the better.
 """
 
-from .hlo import Computation, Module
+from .hlo import VIEWS, Computation, Instruction, Module
 
-_VIEWS = frozenset(
-    "bitcast get-tuple-element tuple opt-barrier parameter constant".split()
-)
+_HELD_BEFORE = VIEWS | {"parameter", "constant"}
 
 
 def temporaries(module: Module) -> int:
     """The most bytes of main memory that the entry computation holds at once."""
-    return _peak(module, module.entry, _sources(module.entry, module.entry.root.name))
+    return _peak(module, module.entry)
 
 
-def _peak(module: Module, inside: Computation, kept: set[str]) -> int:
-    """The most that is live at once, but for what is kept."""
-    ends: dict[str, int] = {}
+def _peak(module: Module, inside: Computation) -> int:
+    """The most that is live at once, but for the results."""
+    kept, ends = _sources(inside, inside.root.name), dict[str, int]()
     for place, one in enumerate(inside.instructions):
         for name in one.operands:
-            for source in _sources(inside, name):
-                ends[source] = place
-    live, most = {}, 0
+            ends.update(dict.fromkeys(_sources(inside, name), place))
+    live, most = dict[str, int](), 0
     for place, one in enumerate(inside.instructions):
         within = 0
         if one.op in ("while", "conditional", "call", "async-start"):
             called = [module.computations[name] for name in one.called]
-            within = max((_peak(module, c, _results(c)) for c in called), default=0)
-        if one.op not in _VIEWS and one.name not in kept:
-            live[one.name] = _held(one.op, one.results)
+            within = max((_peak(module, c) for c in called), default=0)
+        if one.op not in _HELD_BEFORE and one.name not in kept:
+            live[one.name] = _held(one)
         most = max(most, sum(live.values()) + within)
         live = {name: size for name, size in live.items() if ends.get(name, 0) > place}
     return most
 
 
-def _held(op: str, results: tuple) -> int:
-    if op.endswith("-start") and op != "async-start":
+def _held(one: Instruction) -> int:
+    if one.op.endswith("-start") and one.op != "async-start":
         return 0  # views of its operand, and what its end gives
-    return sum(array.bytes for array in results if array.space == 0)
-
-
-def _results(inside: Computation) -> set[str]:
-    return _sources(inside, inside.root.name)
+    return sum(array.bytes for array in one.results if array.space == 0)
 
 
 def _sources(inside: Computation, name: str) -> set[str]:
     """The instructions whose arrays a name stands for."""
-    found, todo = set(), [name]
-    while todo:
-        one = inside.by_name[todo.pop()]
-        if one.op in ("bitcast", "get-tuple-element", "tuple", "opt-barrier"):
-            todo += one.operands
-        else:
-            found.add(one.name)
-    return found
+    one = inside.by_name[name]
+    if one.op not in VIEWS:
+        return {name}
+    return set().union(*[_sources(inside, operand) for operand in one.operands])

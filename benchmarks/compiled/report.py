@@ -1,6 +1,5 @@
 """Rows of compiled steps as a table, a record, a chart, and beside an older record."""
 
-import importlib.metadata
 import pathlib
 from typing import Any
 
@@ -47,7 +46,7 @@ def record(name: str, options: Any, rows: list[dict[str, Any]]) -> dict[str, Any
         "name": name,
         "target": options.target,
         "dtype": str(options.dtype),
-        "compiled on": where | {each: _version(each) for each in compilers},
+        "compiled on": where | {each: harness.version(each) for each in compilers},
         "rows": rows,
     }
 
@@ -102,13 +101,6 @@ def chart(record: dict[str, Any], path: pathlib.Path) -> None:
     axes.set_xlabel(f"bytes moved / least, {record['target']}, {record['dtype']}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,7 @@
 """A step of an optimizer, compiled for a target, and what its program shows."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 
 import optaxtricks as ot
 
+from .. import harness
 from . import memory, ptx
 from .hlo import parse
 from .traffic import Traffic, traffic
@@ -59,7 +61,6 @@ def compiled_step(
     params: Any,
     *,
     grads: Any = None,
-    extra_args: Any = None,
     kernels: bool = False,
 ) -> Program:
     """Compiles a training step's optimizer part, parameters and state donated.
@@ -68,18 +69,14 @@ def compiled_step(
       tx: the optimizer.
       params: abstract, with shardings that tell for which mesh.
       grads: likewise; ``None`` takes the parameters' layout.
-      extra_args: keyword arguments for its update.
       kernels: whether to assemble CUDA kernels once more for their registers.
     """
     grads = params if grads is None else grads
     state = abstract_state(tx, params)
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params, **(extra_args or {}))
-        return optax.apply_updates(params, updates), state
-
     places = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    jitted = jax.jit(
+        harness.training_step(tx), donate_argnums=(0, 1), out_shardings=places
+    )
     start = time.perf_counter()
     lowered = jitted.lower(params, state, grads)
     with ptx.dump(kernels) as (options, assembled):
@@ -107,8 +104,5 @@ def abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def _bytes_on_a_device(tree: Any) -> int:
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        total += jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
-    return total
+    part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return sum(part(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

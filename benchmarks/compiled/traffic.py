@@ -11,16 +11,15 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from .hlo import COLLECTIVES, Array, Computation, Instruction, Module
+from .hlo import COLLECTIVES, VIEWS, Array, Computation, Instruction, Module
 
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all opt-barrier iota "
-    "partition-id replica-id add-dependency domain".split()
+_FREE = VIEWS | frozenset(
+    "parameter constant after-all iota partition-id replica-id add-dependency "
+    "domain".split()
 )
 _FREE_CALLS = ("ConcatBitcast", "AllocateBuffer", "Sharding", "AssumeGatherIndices")
 _PARTS = frozenset(("slice", "dynamic-slice", "gather"))
 _WRITES_INTO = frozenset(("dynamic-update-slice", "scatter"))
-_VIEWS = frozenset(("bitcast", "get-tuple-element", "tuple"))
 _HOST_OPS = frozenset(("infeed", "outfeed", "send", "recv"))
 _HOST_CALLS = re.compile(r'custom_call_target="[^"]*(?:callback|host)[^"]*"', re.I)
 _HOST_SPACE = 5
@@ -120,10 +119,19 @@ class Traffic:
 
 def traffic(module: Module) -> Traffic:
     """Counts a program."""
-    reader = _Reader(module)
-    work = list(reader.work_of(module.entry, 1))
+    found = [one for c in module.computations.values() for one in c.instructions]
     return Traffic(
-        work, _least(module.entry), reader.exchanges, reader.loops, reader.host
+        work=list(_Reader(module).work_of(module.entry, 1)),
+        least=_least(module.entry),
+        exchanges=[
+            Exchange(kind, array, one.line)
+            for one in found
+            # The result of an asynchronous one is that of its end.
+            if (kind := one.op.removesuffix("-done")) in COLLECTIVES
+            for array in one.results
+        ],
+        loops=[Loop(_trips(one), one.line) for one in found if one.op == "while"],
+        host=[one.line for one in found if _talks_to_the_host(one)],
     )
 
 
@@ -145,23 +153,17 @@ def _least(entry: Computation) -> int:
 
 
 class _Reader:
-    """Walks the schedule, and keeps what it meets beside work."""
+    """Walks the schedule of a module."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self.exchanges: list[Exchange] = []
-        self.loops: list[Loop] = []
-        self.host: list[str] = []
 
     def work_of(self, computation: Computation, times: int) -> Iterator[Work]:
         for one in computation.instructions:
-            self._note(one)
             if one.op == "while":
-                trips = self._trips(one)
-                self.loops.append(Loop(trips, one.line))
                 for name in one.called:
                     inner = self.module.computations[name]
-                    yield from self.work_of(inner, times * (trips or 1))
+                    yield from self.work_of(inner, times * (_trips(one) or 1))
             elif one.op == "conditional":
                 sides = [
                     list(self.work_of(self.module.computations[name], times))
@@ -171,30 +173,8 @@ class _Reader:
             elif one.op in ("call", "async-start"):
                 for name in one.called:
                     yield from self.work_of(self.module.computations[name], times)
-            elif not self._is_free(one):
+            elif not _is_free(one):
                 yield Work(one, times, *self._bytes(one, computation))
-
-    def _note(self, one: Instruction) -> None:
-        kind = one.op.removesuffix("-done")
-        # The result of an asynchronous one is that of its end.
-        if kind in COLLECTIVES:
-            found = [Exchange(kind, array, one.line) for array in one.results]
-            self.exchanges += found
-        in_host = any(array.space == _HOST_SPACE for array in one.results)
-        if one.op.split("-")[0] in _HOST_OPS or in_host:
-            self.host.append(one.line)
-        elif one.op == "custom-call" and _HOST_CALLS.search(one.attributes):
-            self.host.append(one.line)
-
-    def _is_free(self, one: Instruction) -> bool:
-        if one.op in ("async-done", "async-update"):
-            return True
-        if one.op == "custom-call":
-            return any(f'"{name}"' in one.attributes for name in _FREE_CALLS)
-        return one.op in _FREE
-
-    def _trips(self, loop: Instruction) -> int | None:
-        return loop.number(r'"known_trip_count":\{"n":"(\d+)"')
 
     def _bytes(self, one: Instruction, inside: Computation) -> tuple[int, int]:
         """What an instruction reads and writes in main memory."""
@@ -202,7 +182,7 @@ class _Reader:
         if one.op.endswith("-done"):  # its start has read
             return 0, _main(one.results)
         if one.op == "slice-start":
-            part = next(r for r in reversed(one.results) if r.bytes > 4)
+            part = one.results[len(sources)]  # behind those that it reads
             return part.bytes * (sources[0].results[0].space == 0), 0
         if one.op.endswith("-start"):
             return sum(_main(s.results) for s in _distinct(sources)), 0
@@ -273,6 +253,25 @@ def _update_size(one: Instruction, inside: Computation) -> int:
     return sum(a.bytes for a in inside.by_name[one.operands[place]].results)
 
 
+def _is_free(one: Instruction) -> bool:
+    if one.op in ("async-done", "async-update"):
+        return True
+    if one.op == "custom-call":
+        return any(f'"{name}"' in one.attributes for name in _FREE_CALLS)
+    return one.op in _FREE
+
+
+def _trips(loop: Instruction) -> int | None:
+    return loop.number(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+def _talks_to_the_host(one: Instruction) -> bool:
+    if one.op == "custom-call":
+        return _HOST_CALLS.search(one.attributes) is not None
+    in_host = any(array.space == _HOST_SPACE for array in one.results)
+    return in_host or one.op.split("-")[0] in _HOST_OPS
+
+
 def _distinct(sources: list[Instruction]) -> list[Instruction]:
     return list({source.name: source for source in sources}.values())
 
@@ -284,6 +283,6 @@ def _main(arrays: tuple[Array, ...]) -> int:
 
 def _is_parameter(inside: Computation, name: str) -> bool:
     source = inside.by_name[name]
-    while source.op in _VIEWS and source.operands:
+    while source.op in VIEWS and source.operands:
         source = inside.by_name[source.operands[0]]
     return source.op == "parameter"
