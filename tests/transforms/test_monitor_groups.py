@@ -1,6 +1,7 @@
 """Readings against NumPy, over dtypes, groups, odd leaves, containers and devices."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optaxtricks as ot
 from optaxtricks._core import counts, total_passes
+from optaxtricks.transforms.monitor_groups import _readings
 from tests.problems import (
     CONTAINERS,
     assert_same,
@@ -183,9 +185,25 @@ OTHER_PASSES = pytest.mark.parametrize("read", ["by_rows", "at_once"])
 """Of GPUs and of TPUs; any platform can take them."""
 
 
+@pytest.fixture
+def taken(read: str, monkeypatch: Any) -> Iterator[list[str]]:
+    """Takes another pass in place of this platform's; tells when it was traced."""
+    traced, pass_of = list[str](), getattr(total_passes, read)
+    jitted: Any = _readings
+
+    def noted(leaves: Any) -> Any:
+        traced.append(read)
+        return pass_of(leaves)
+
+    # What was traced before, and what is now, is not for other tests.
+    jitted.clear_cache()
+    monkeypatch.setattr(total_passes, "by_runs", noted)
+    yield traced
+    jitted.clear_cache()
+
+
 @OTHER_PASSES
-def test_other_platforms_read_the_same(read: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(total_passes, "by_runs", getattr(total_passes, read))
+def test_other_platforms_read_the_same(read: str, taken: list[str]) -> None:
     sizes = {"small": 2.0**-110, "one": 1.0, "large": 2.0**110}
     tree = {k: v for k, v in _tree().items() if k in "bdef"}
     updates: Any = {
@@ -196,8 +214,9 @@ def test_other_platforms_read_the_same(read: str, monkeypatch: Any) -> None:
     updates["stack"] = values((6, 3, 130), jnp.bfloat16, 1).at[:, 1].set(0)
     tx = ot.monitor_groups({k: k for k in updates}, stacked={"^stack$": 1})
     _, state = jax.jit(tx.update)(updates, tx.init(updates))
+    assert set(taken) == {read}
     got = {name: float(value) for name, value in ot.metrics(state).items()}
-    layers = {f"stack/{i}": [updates.get("stack")[:, i]] for i in range(3)}
+    layers = {f"stack/{i}": [updates["stack"][:, i]] for i in range(3)}
     for label, part in {**updates, **layers}.items():
         if label == "stack":
             continue
