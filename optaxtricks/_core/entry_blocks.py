@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .entry_masks import negative_zero
 from .shardings import on_device, typed_sharding
@@ -67,13 +67,9 @@ def lists_sharding(leaf: Any, shape: Sequence[int]) -> NamedSharding | None:
 
 def _placed(function: Any, sharding: Any) -> Any:
     """The function, with its result in a place that belongs to its type, if any."""
-    if sharding is None or jax.sharding.AxisType.Explicit not in _kinds(sharding.mesh):
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return function
     return jax.sharding.auto_axes(function, out_sharding=sharding)
-
-
-def _kinds(mesh: Any) -> tuple[Any, ...]:
-    return getattr(mesh, "axis_types", ())
 
 
 def _grid(shape: Sequence[int], lists: Sequence[int]) -> tuple[int, ...]:

@@ -56,11 +56,12 @@ def compact_entries(
 
     For an element-wise ``inner`` this is :func:`child_tuning_d` with less state: with
     Adam some :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
-    fraction, and time below some: by the bytes that compiled steps of AdamW move, on a
-    GPU below a third (a tenth takes 0.6 of the dense step, 20 % take 0.8), on a CPU at
-    none, with 0.5 % a tie. A TPU handles kept entries one by one, some 20 to 40 cycles
-    each: on v5e that pays below 0.1 %, and at 20 % takes 60 times the dense step.
-    Where time counts, take :func:`child_tuning_d` above that.
+    fraction, and time below some. On a CPU a step of AdamW with 0.5 % kept takes 0.8 of
+    the dense one, with 20 % 4.8 (``benchmarks.bench_state``). On an H100, by the bytes
+    that its compiled steps move (``benchmarks.compiled``), the limit should lie at a
+    third: this is reckoned, not timed. A TPU handles kept entries one by one; by the
+    instructions of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of
+    dense steps. Where time counts, take :func:`child_tuning_d` above that.
 
     A leaf of some size is cut into a grid of equal blocks with a list of kept entries
     each: arrays of the grid's shape and one axis more, as long as the fullest block

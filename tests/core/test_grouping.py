@@ -1,3 +1,5 @@
+"""Sums as GPUs take them are sums, and other platforms do not take them so."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
