@@ -44,8 +44,10 @@ def entry_mask(params: Any, seed: int = 5) -> Any:
     some others at random."""
 
     def some(leaf: Any) -> jax.Array:
-        first = jnp.arange(leaf.size).reshape(leaf.shape) == 0
-        return (values(leaf.shape, jnp.float32, seed) > 0) | first
+        rng = np.random.default_rng([seed, *leaf.shape])
+        mask = np.asarray(rng.random(leaf.shape, np.float32) < 0.5)
+        mask.reshape(-1)[:1] = True
+        return jnp.asarray(mask)
 
     return jax.tree.map(some, params)
 

@@ -48,10 +48,14 @@ class Array:
     space: int = 0
 
     @property
+    def size(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.dims)
+
+    @property
     def bytes(self) -> int:
         """Its size without padding; of tokens and the like, 0."""
-        bits = _bits(self.dtype)
-        return (math.prod(self.dims) * bits + 7) // 8
+        return (self.size * _bits(self.dtype) + 7) // 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from .. import harness
+from .kept import COMPILERS
 from .steps import Program
 
 # What must not grow, and by how much it may for the compiler's whims.
@@ -40,13 +41,12 @@ def row(
 
 def record(name: str, options: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is written down: the target, versions, and the rows."""
-    compilers = ("libtpu", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
     where = harness.environment()
     return {
         "name": name,
         "target": options.target,
         "dtype": str(options.dtype),
-        "compiled on": where | {each: harness.version(each) for each in compilers},
+        "compiled on": where | {each: harness.version(each) for each in COMPILERS},
         "rows": rows,
     }
 

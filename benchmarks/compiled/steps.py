@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import optax
 import optaxtricks as ot
 
 from .. import harness
-from . import memory, ptx
+from . import kept, memory, ptx
 from .hlo import parse
 from .traffic import Traffic, traffic
 
@@ -62,6 +63,7 @@ def compiled_step(
     *,
     grads: Any = None,
     kernels: bool = False,
+    folder: pathlib.Path | None = None,
 ) -> Program:
     """Compiles a training step's optimizer part, parameters and state donated.
 
@@ -70,6 +72,7 @@ def compiled_step(
       params: abstract, with shardings that tell for which mesh.
       grads: likewise; ``None`` takes the parameters' layout.
       kernels: whether to assemble CUDA kernels once more for their registers.
+      folder: where what the compiler made is kept, and found in later runs.
     """
     grads = params if grads is None else grads
     state = abstract_state(tx, params)
@@ -79,19 +82,22 @@ def compiled_step(
     )
     start = time.perf_counter()
     lowered = jitted.lower(params, state, grads)
-    with ptx.dump(kernels) as (options, assembled):
-        compiled = lowered.compile(compiler_options=options)
-        seconds = time.perf_counter() - start
-        found = assembled()
-    held: Any = compiled.memory_analysis()
-    module = parse(compiled.as_text() or "")
+    tracing = time.perf_counter() - start
+    made = kept.compiled(lowered, _machine(params), kernels=kernels, folder=folder)
+    module = parse(made.text)
     return Program(
-        seconds=seconds,
-        temporaries=min(held.temp_size_in_bytes, memory.temporaries(module)),
+        seconds=tracing + made.seconds,
+        temporaries=min(made.temporaries, memory.temporaries(module)),
         params=_bytes_on_a_device(params),
         traffic=traffic(module),
-        kernels=found,
+        kernels=made.kernels,
     )
+
+
+def _machine(params: Any) -> str:
+    """The devices of abstract parameters, in words."""
+    devices = jax.tree.leaves(params)[0].sharding.mesh.devices
+    return f"{devices.shape} {devices.flat[0].device_kind}"
 
 
 def abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:

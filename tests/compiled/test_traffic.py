@@ -133,10 +133,14 @@ def test_what_lies_on_the_chip_is_not_main_memory() -> None:
     assert memory.temporaries(parse(TPU)) == vector  # the sum over devices
 
 
+HOST = TWICE.replace(
+    "reduce(%a, %zero), dimensions={0}",
+    'custom-call(%a), custom_call_target="xla_ffi_python_cpu_callback"',
+)
+
+
 def test_what_talks_to_the_host_is_told() -> None:
-    call = 'custom-call(%a), custom_call_target="xla_ffi_python_cpu_callback"'
-    text = TWICE.replace("reduce(%a, %zero), dimensions={0}", call)
-    (line,) = traffic(parse(text)).host
+    (line,) = traffic(parse(HOST)).host
     assert line.startswith("%total")
 
 
