@@ -42,6 +42,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine(where: Mapping[str, Any]) -> str:
+    """The name of an `environment`: its accelerator, or its CPU's cores."""
+    platform_name, kind = where["device"].split(": ", 1)
+    return f"{where['cores']}-core CPU" if platform_name == "cpu" else kind
+
+
 def version(name: str) -> str | None:
     """Of an installed package; None if it is not."""
     try:
