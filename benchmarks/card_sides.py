@@ -190,9 +190,11 @@ SIDES = (
     Side("bfloat16: gaussian dropout, adamw", _half(_gaussian), "bfloat16: adamw"),
     Side("bfloat16: optax.lion", _half(optax.lion(1e-4)), "optax.lion"),
     Side("bfloat16: lion", _half(_lion), "bfloat16: optax.lion"),
-    Side("bfloat16: lion, rounded", _half(_rounded(_lion)), "bfloat16: lion"),
     Side(
-        "bfloat16: lion, float32 momentum, rounded",
+        "bfloat16: lion, round_stochastically", _half(_rounded(_lion)), "bfloat16: lion"
+    ),
+    Side(
+        "bfloat16: lion, float32 momentum, round_stochastically",
         _half(_rounded(_wide_lion)),
         "bfloat16: lion",
     ),
