@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-floor lint bench-smoke compiled docs package notebooks \
-  clean
+.PHONY: demo test test-slow test-floor lint bench-smoke compiled gpu docs package \
+  notebooks clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -90,5 +90,9 @@ compiled: .venv-compiled/dev
 	  --editable '.[compiled]'
 	touch $@
 
+# On a machine with a GPU; `benchmarks/gpu.sh` says how to bring wheels along.
+gpu:
+	@PYTHON=$(PYTHON) benchmarks/gpu.sh
+
 clean:
-	rm -rf .venv .venv-compiled .venv-floor build dist
+	rm -rf .venv .venv-compiled .venv-floor .venv-gpu build dist

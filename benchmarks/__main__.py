@@ -1,4 +1,4 @@
-"""Every promise of speed and memory, measured and held against its limit.
+"""Every promise of speed and memory, measured and held against its limit on a CPU.
 
 python -m benchmarks                      # a quarter of an hour; prints one table
 python -m benchmarks --out DIR            # also summary.json and summary.png
@@ -19,6 +19,7 @@ import rich.progress
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from . import harness
 from .goals import GOALS
 
 # The noise of a quiet machine; more is called a regression.
@@ -105,6 +106,11 @@ def chart(summary: dict[str, Any], path: pathlib.Path) -> None:
     works = [f"{summary['figures'][key]['work']}  {key}" for key in keys]
     axes.set_yticks(range(len(keys)), works, fontsize=8)
     axes.set_xlabel("figure / limit (left of the line: promise kept)")
+    where = summary["environment"]
+    axes.set_title(
+        f"measured, {harness.machine(where)}, jax {where['jax']}, {where['date']}",
+        fontsize=10,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

@@ -3,89 +3,63 @@
 A step must read parameters, gradient and state once and write parameters and state
 once: `least MB`. Over the bandwidth of a large copy on the same card, measured in the
 same run, this is the floor, and `floor / time` is 1 for a step that waits for nothing
-but memory. Steps are queued without waiting, so that the time is the device's.
+but memory. Steps are queued without waiting, so that the time is the device's. What
+does not fit into the time or the memory there is says so in its row; the result is
+written after every row.
 """
 
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-
-import optaxtricks as ot
+from jax.extend import backend
 
 from . import harness
-from .bench_rows import RowStep, dense, sparse
+from .card_sides import QUEUED, SIDES, Side
 
-WINDOW = 4
-QUEUED = 8  # a multiple of the window
-# Stacked layers: few leaves, so that starting kernels is no part of the time.
-TREES = {
-    "tiny": {"emb": (64, 32)} | harness.stacked_shapes(layers=2, width=32, axis=0),
-    "full": {"emb": (32000, 1024)}
-    | harness.stacked_shapes(layers=12, width=1024, axis=0),
-}
-ROWS = {"tiny": 128, "full": 524_288}
+Row = dict[str, Any]
 
 
-def sides() -> dict[str, tuple[optax.GradientTransformation, Any]]:
-    """Each optimizer, and the dtype of parameters and gradients."""
-    adamw, lion = optax.adamw(1e-3), ot.lion(1e-4)
-    multi = optax.MultiSteps(adamw, WINDOW).gradient_transformation()
-    half = {
-        "optax.lion": optax.lion(1e-4),
-        "lion": lion,
-        "lion, round_stochastically": optax.chain(lion, ot.round_stochastically(key=0)),
-        "lion, float32 momentum, round_stochastically": optax.chain(
-            ot.lion(1e-4, mu_dtype=jnp.float32), ot.round_stochastically(key=0)
-        ),
-    }
-    full = {
-        "scale and add": optax.sgd(1e-4),
-        "adamw": adamw,
-        "gradient_dropout, adamw": optax.chain(ot.gradient_dropout(0.3, key=0), adamw),
-        "adamw, update_dropout": optax.chain(adamw, ot.update_dropout(0.3, key=0)),
-        "monitor_groups, adamw": optax.chain(ot.monitor_groups(_one_label), adamw),
-        "optax.lion": optax.lion(1e-4),
-        "lion": lion,
-        "per_layer(tiger)": ot.per_layer(ot.tiger(1e-3), "^layers/"),
-        f"per_layer(tiger), window of {WINDOW}": ot.per_layer(
-            ot.tiger(1e-3, accumulate_steps=WINDOW), "^layers/"
-        ),
-        f"MultiSteps(adamw, {WINDOW})": multi,
-        "per_layer(magma(lion))": ot.per_layer(ot.magma(lion, key=0), "^layers/"),
-        "lion, ema_params": optax.chain(lion, ot.ema_params(0.999)),
-    }
-    return {name: (tx, jnp.float32) for name, tx in full.items()} | {
-        f"bfloat16: {name}": (tx, jnp.bfloat16) for name, tx in half.items()
-    }
+def rows_within(
+    budget: float,
+    sides: Sequence[Side],
+    measure: Callable[[Side], Row],
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Row]:
+    """A row for each side in turn, until another as slow as the slowest is too much.
+
+    Args:
+      budget: seconds for all.
+      sides: in the order of their importance.
+      measure: gives the figures of one.
+      clock: the time in seconds.
+    """
+    start, slowest = clock(), 0.0
+    for side in sides:
+        begun = clock()
+        spent = begun - start
+        if spent + slowest > budget:
+            row: Row = {"skipped": f"time: {spent:.0f} of {budget:.0f} s are spent"}
+        else:
+            row = _guarded(measure, side)
+            slowest = max(slowest, clock() - begun)
+        promise = {"promise": side.promise} if side.promise else {}
+        yield {"side": side.name} | promise | row
 
 
-def _one_label(tree: Any) -> Any:
-    return jax.tree.map(lambda _: "all", tree)
-
-
-class QueuedStep:
-    """So many optimizer steps, one behind the other, with donated buffers."""
-
-    def __init__(self, tx: Any, shapes: Any, dtype: Any = jnp.float32):
-        rng = np.random.default_rng(0)
-        block = jnp.asarray(rng.standard_normal(1 << 20, np.float32), dtype)
-        draw = lambda shape: jnp.resize(block, shape)
-        self.params = {path: draw(shape) for path, shape in shapes.items()}
-        self.grads = {path: draw(shape) for path, shape in shapes.items()}
-        self.state = jax.jit(tx.init)(self.params)
-        jitted = jax.jit(harness.training_step(tx), donate_argnums=(0, 1))
-        self.step = jitted.lower(self.params, self.state, self.grads).compile()
-        held = (self.params, self.state)
-        self.least = 2 * harness.tree_bytes(held) + harness.tree_bytes(self.grads)
-
-    def __call__(self) -> Any:
-        for _ in range(QUEUED):
-            self.params, self.state = self.step(self.params, self.state, self.grads)
-        return self.params
+def _guarded(measure: Callable[[Side], Row], side: Side) -> Row:
+    """The figures, or why the device gave none: the other sides are worth having."""
+    try:
+        return measure(side)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        full = "RESOURCE_EXHAUSTED" in reason
+        return {"skipped": f"memory: {reason}"} if full else {"failed": reason}
 
 
 def copy_bandwidth(entries: int) -> float:
@@ -103,56 +77,68 @@ def copy_bandwidth(entries: int) -> float:
     return 2 * 4 * entries / seconds
 
 
-def measured(step: QueuedStep, windows: int) -> float:
-    """Median seconds of one step."""
-    return harness.alternate({"": step}, windows=windows)[""] / QUEUED
+class Meter:
+    """Measures one side at a time, so that the card holds one at a time."""
+
+    def __init__(self, size: str, bandwidth: float):
+        self.size, self.bandwidth = size, bandwidth
+        self.windows = 2 if size == "tiny" else 15
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, side: Side) -> Row:
+        step = side.build(self.size)
+        times = harness.alternate({"": step}, windows=self.windows)
+        seconds = self.seconds[side.name] = times[""] / QUEUED
+        row: Row = {"ms": 1e3 * seconds}
+        if side.base in self.seconds:
+            row["time / base"] = seconds / self.seconds[side.base]
+            row["base"] = side.base
+        if least := getattr(step, "least", None):
+            row["least MB"] = least / 1e6
+            row["floor / time"] = least / self.bandwidth / seconds
+        row["temp MB"] = harness.temp_bytes(step.compiled) / 1e6
+        row["state MB"] = harness.tree_bytes(step.state) / 1e6
+        return row
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures each side alone, so that the card holds one at a time."""
-    options = harness.arguments(__doc__, argv)
-    size, windows = options.size, 3 if options.size == "tiny" else 15
+def card() -> dict[str, Any]:
+    """What `harness.environment` does not know of a card."""
+    memory = jax.devices()[0].memory_stats() or {}
+    plugins = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+    return {
+        "memory GB": round(memory.get("bytes_limit", 0) / 1e9, 1) or None,
+        "driver": _driver(),
+        "runtime": " ".join(backend.get_backend().platform_version.split()),
+    } | {name: found for name in plugins if (found := harness.version(name))}
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no NVIDIA card, or a container without its tools
+    return shown.stdout.split("\n")[0].strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures all sides that fit; returns 1 if the device failed on one."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--budget", type=float, default=330, help="seconds for all")
+    parser.add_argument("--gpu", action="store_true", help="stop where there is none")
+    options = parser.parse_args(argv)
+    if options.gpu and (found := jax.default_backend()) != "gpu":
+        sys.exit(f"bench_card: JAX finds no GPU on this machine, only: {found}")
+    size, where = options.size, harness.environment() | card()
     bandwidth = copy_bandwidth(1 << (12 if size == "tiny" else 28))
-    rows = [{"side": "copy", "GB/s": bandwidth / 1e9}]
-
-    def record(name: str, step: Any) -> None:
-        seconds = measured(step, windows)
-        row = {"side": name, "ms": 1e3 * seconds}
-        if hasattr(step, "least"):
-            row |= {
-                "least MB": step.least / 1e6,
-                "floor / time": step.least / bandwidth / seconds,
-                "temp MB": harness.temp_bytes(step.step) / 1e6,
-            }
-        rows.append(row)
+    rows: list[Row] = [{"side": "copy", "GB/s": bandwidth / 1e9}]
+    for row in rows_within(options.budget, SIDES, Meter(size, bandwidth)):
         print(row, flush=True)
-
-    transforms = sides()
-    for name, (tx, dtype) in transforms.items():
-        record(name, QueuedStep(tx, TREES[size], dtype))
-    for name, step in row_steps(size).items():
-        record(name, step)
-    many = harness.SIZES[size]
-    for name in ("adamw", "gradient_dropout, adamw", "lion"):
-        step = QueuedStep(transforms[name][0], many)
-        record(f"{len(many)} leaves: {name}", step)
-    harness.publish("bench_card", rows, options)
-
-
-def row_steps(size: str) -> dict[str, Callable[[], Any]]:
-    """Adam on a table, from looked-up rows alone and from a dense gradient."""
-    adam, count = optax.adam(1e-3), ROWS[size]
-    frozen = ot.lazy_rows(adam, tables="table", moments="freeze")
-    steps = {
-        f"RowSparse adam, {count} rows": RowStep(frozen, sparse, count, size),
-        f"dense adam, {count} rows": RowStep(adam, dense, count, size),
-    }
-    return {name: _queued(step) for name, step in steps.items()}
-
-
-def _queued(step: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: [step() for _ in range(QUEUED)][-1]
+        rows.append(row)
+        harness.write("bench_card", rows, options, where)
+    harness.show(rows, where)
+    return 1 if any("failed" in row for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

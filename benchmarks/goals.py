@@ -1,4 +1,8 @@
-"""What the library promises of speed and memory, and where each figure is measured."""
+"""What the library promises of speed and memory, and where each figure is measured.
+
+The limits of time are those of a CPU, where XLA fuses least; `bench_card` measures the
+same on a GPU beside what memory allows, and `benchmarks.compiled` counts bytes.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -42,6 +42,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine(where: Mapping[str, Any]) -> str:
+    """The name of an `environment`: its accelerator, or its CPU's cores."""
+    platform_name, kind = where["device"].split(": ", 1)
+    return f"{where['cores']}-core CPU" if platform_name == "cpu" else kind
+
+
 def version(name: str) -> str | None:
     """Of an installed package; None if it is not."""
     try:
@@ -181,6 +187,12 @@ def arguments(
 def publish(name: str, rows: Sequence[Mapping[str, Any]], options: Any) -> None:
     """Prints the environment and the rows; writes `name`.json to `--out` if given."""
     where = environment()
+    show(rows, where)
+    write(name, rows, options, where)
+
+
+def show(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> None:
+    """Prints an environment and a table of rows."""
     print("  ".join(f"{key} {value}" for key, value in where.items()))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns] + [[_cell(row.get(key, "")) for key in columns] for row in rows]
@@ -188,6 +200,15 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], options: Any) -> None:
     for line in cells:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)))
     sys.stdout.flush()
+
+
+def write(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    options: Any,
+    where: Mapping[str, Any],
+) -> None:
+    """Writes `name`.json to `--out` if given."""
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         record = {"name": name, "size": options.size, "environment": where}
