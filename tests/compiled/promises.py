@@ -76,7 +76,8 @@ class Promise:
 
 
 def _lines(figures: str, lines: list[str]) -> str:
-    return "\n  ".join([figures, *(line[:240] for line in lines)])
+    more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
+    return "\n  ".join([figures, *(line[:240] for line in lines[:12]), *more])
 
 
 def _momentum(params: Any) -> optax.GradientTransformation:
@@ -92,10 +93,16 @@ def _window(params: Any) -> optax.GradientTransformation:
 # before it is used; readings that ride in another pass.
 ELEMENTWISE = Promise()
 A_NUMBER_A_TENSOR = Promise(reread=1, launches=(1.5, 5))
-READINGS = Promise(launches=(1.2, 12))
+READINGS = Promise(
+    launches=(1.2, 14),
+    # XLA:TPU merges passes over numbers of one width, and sums are float32.
+    on={"v5e:2x2 bfloat16": {"reread": 1}},
+)
 but = dataclasses.replace
 _on_momentum = but(ELEMENTWISE, base=_momentum)
 _on_lion = but(ELEMENTWISE, base=BASES["optax.lion"])
+# It pays for few entries. Half of them are too many, but fit.
+_HALF_KEPT = Promise(_momentum, moved=1.45, temporaries=0.25, launches=(2.0, 8))
 
 PROMISES: dict[str, Promise] = {
     "gradient_dropout": ELEMENTWISE,
@@ -107,6 +114,8 @@ PROMISES: dict[str, Promise] = {
     "keep_entries": ELEMENTWISE,
     "keep_entries_rescaled": ELEMENTWISE,
     "keep_entries_broadcast": ELEMENTWISE,
+    "compact_entries": _HALF_KEPT,
+    "compact_entries_broadcast": _HALF_KEPT,
     "child_tuning_d": _on_momentum,
     "child_tuning_d_decayed": _on_momentum,
     "child_tuning_d_broadcast": _on_momentum,
@@ -125,8 +134,11 @@ PROMISES: dict[str, Promise] = {
     "lazy_rows_window": but(A_NUMBER_A_TENSOR, base=_window),
     "magma": but(A_NUMBER_A_TENSOR, base=_momentum, launches=(1.5, 8)),
     "monitor_groups": READINGS,
-    "monitor_groups_stacked": READINGS,
-    "per_layer": but(A_NUMBER_A_TENSOR, base=_momentum),
+    # Every row is a layer here, with readings of its own.
+    "monitor_groups_stacked": but(
+        READINGS, moved=1.06, temporaries=0.02, launches=(1.2, 24)
+    ),
+    "per_layer": but(A_NUMBER_A_TENSOR, base=_momentum, launches=(1.5, 8)),
     "round_stochastically": ELEMENTWISE,
     "scale_by_path": ELEMENTWISE,
     "scale_by_path_schedule": ELEMENTWISE,
@@ -136,7 +148,7 @@ PROMISES: dict[str, Promise] = {
     "ema_params_debiased": but(ELEMENTWISE, launches=(1.1, 8)),
     "lion": _on_lion,
     # The gradient for whether it is finite, the parameter for its root mean square.
-    "tiger": but(A_NUMBER_A_TENSOR, base=_momentum, reread=2),
+    "tiger": but(A_NUMBER_A_TENSOR, base=_window, reread=2),
     "two_timescale": _on_momentum,
     "mixed_sign": but(ELEMENTWISE, base=BASES["optax.adamw"]),
 }
