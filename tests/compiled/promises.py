@@ -31,6 +31,8 @@ class Promise:
       temporaries: bytes of main memory on a device, over the parameters'.
       launches: how many for each of the base's, and how many besides; no TPU counts
         them.
+      exchanges: how many collectives take all that devices tell each other; XLA merges
+        those of one kind.
       on: what differs, by target, or by target and dtype.
     """
 
@@ -39,6 +41,7 @@ class Promise:
     moved: float = 1.02
     temporaries: float = 0.01
     launches: tuple[float, int] = (1.1, 5)
+    exchanges: int = 2
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, target: str, dtype: str) -> "Promise":
@@ -61,6 +64,9 @@ class Promise:
         unasked = [each.line for each in seen.exchanges if not allows(each)]
         if unasked:
             yield _lines("collectives", unasked)
+        merged = list(dict.fromkeys(each.line for each in seen.exchanges))
+        if len(merged) > self.exchanges:
+            yield _lines(f"collectives {len(merged)} > {self.exchanges}", merged)
         if seen.host:
             yield _lines("host transfers", seen.host)
         if seen.loops:
@@ -95,6 +101,7 @@ ELEMENTWISE = Promise()
 A_NUMBER_A_TENSOR = Promise(reread=1, launches=(1.5, 5))
 READINGS = Promise(
     launches=(1.2, 14),
+    exchanges=5,
     # XLA:TPU merges passes over numbers of one width, and sums are float32.
     on={"v5e:2x2 bfloat16": {"reread": 1}},
 )
@@ -136,7 +143,7 @@ PROMISES: dict[str, Promise] = {
     "monitor_groups": READINGS,
     # Every row is a layer here, with readings of its own.
     "monitor_groups_stacked": but(
-        READINGS, moved=1.06, temporaries=0.02, launches=(1.2, 24)
+        READINGS, moved=1.06, temporaries=0.02, launches=(1.2, 24), exchanges=9
     ),
     "per_layer": but(A_NUMBER_A_TENSOR, base=_momentum, launches=(1.5, 8)),
     "round_stochastically": ELEMENTWISE,

@@ -147,6 +147,12 @@ def test_a_broken_promise_is_told_with_its_lines(
     assert not list(TWO_READS.broken(_program(TWICE), _program(TWICE), bool))
 
 
+def test_collectives_of_one_kind_are_merged() -> None:
+    program, promise = _program(TPU), Promise(moved=9, exchanges=0)
+    (told,) = promise.broken(program, program, lambda exchange: True)
+    assert told.startswith("collectives 1 > 0\n  %ended")
+
+
 def test_a_promise_may_differ_by_target_and_dtype() -> None:
     promise = Promise(on={"h100": {"moved": 2.0}, "h100 bfloat16": {"reread": 3}})
     assert promise.of("h100", "bfloat16") == but(promise, moved=2.0, reread=3)
