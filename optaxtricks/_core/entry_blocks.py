@@ -87,7 +87,8 @@ def _gathered(leaf: jax.Array, positions: jax.Array, index: str) -> jax.Array:
     block = _block(shape, grid)
     at = positions.reshape(*grid, -1).astype(index)
     inside = at < math.prod(block)
-    at = jnp.where(inside, at, jnp.zeros_like(at))
+    # For a CPU twice as quick as to choose.
+    at = jnp.minimum(at, math.prod(block) - 1)
     rows = functools.partial(_take, grid=grid, block=block)
     tiles = functools.partial(_take, grid=grid, block=block, tiled=True)
     kept = jax.lax.platform_dependent(leaf, at, tpu=tiles, default=rows)
