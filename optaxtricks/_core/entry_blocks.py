@@ -200,7 +200,10 @@ def _stored(values: jax.Array) -> jax.Array:
 def _words(
     positions: jax.Array, grid: _Shape, block: _Shape, bits: int, joined: bool
 ) -> list[jax.Array]:
-    """For so many entries of a row of a block: a bit for each, the first's number."""
+    """For so many entries of a row of a block: a bit for each, the first's number.
+
+    In one word or in two. Where blocks are `joined`, the second counts in all lists.
+    """
     words, at = -(-block[-1] // bits), positions.astype(jnp.uint32)
     row, column = _coordinates(at, (math.prod(block[:-1]), block[-1]))
     word, bit = row * words + column // bits, jnp.uint32(1) << column % bits
