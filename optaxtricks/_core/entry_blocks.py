@@ -22,6 +22,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from .entry_masks import negative_zero
 from .shardings import on_device, typed_sharding
 
+# Of so many entries one is kept where a CPU had better not join blocks.
+_FEW = 32
+
 _Shape: TypeAlias = tuple[int, ...]
 
 
@@ -39,8 +42,9 @@ def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
 
 def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.Array:
     """An array like `like` of kept entries' values; elsewhere what changes nothing."""
-    # With one device there is nowhere to go.
-    joined = jax.device_count() == 1
+    # With one device there is nowhere to go. Of few entries the lists are read faster
+    # one by one, however long it takes to write them.
+    joined = jax.device_count() == 1 and _FEW * positions.size > like.size
     put = functools.partial(_scattered, shape=like.shape, joined=joined)
     there = _placed(put, lists_sharding(like, positions.shape))(values, positions)
     typed = typed_sharding(like)
