@@ -22,6 +22,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from .entry_masks import negative_zero
 from .shardings import on_device, typed_sharding
 
+# Of so many entries one is kept where a CPU had better not join blocks.
+_FEW = 32
+
 _Shape: TypeAlias = tuple[int, ...]
 
 
@@ -39,7 +42,10 @@ def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
 
 def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.Array:
     """An array like `like` of kept entries' values; elsewhere what changes nothing."""
-    put = functools.partial(_scattered, shape=like.shape)
+    # With one device there is nowhere to go. Of few entries the lists are read faster
+    # one by one, however long it takes to write them.
+    joined = jax.device_count() == 1 and _FEW * positions.size > like.size
+    put = functools.partial(_scattered, shape=like.shape, joined=joined)
     there = _placed(put, lists_sharding(like, positions.shape))(values, positions)
     typed = typed_sharding(like)
     return there if typed is None else jax.sharding.reshard(there, typed)
@@ -85,24 +91,32 @@ def _gathered(leaf: jax.Array, positions: jax.Array, index: str) -> jax.Array:
     block = _block(shape, grid)
     at = positions.reshape(*grid, -1).astype(index)
     inside = at < math.prod(block)
-    at = jnp.where(inside, at, jnp.zeros_like(at))
+    # For a CPU twice as quick as to choose.
+    at = jnp.minimum(at, math.prod(block) - 1)
     rows = functools.partial(_take, grid=grid, block=block)
     tiles = functools.partial(_take, grid=grid, block=block, tiled=True)
     kept = jax.lax.platform_dependent(leaf, at, tpu=tiles, default=rows)
     return jnp.where(inside, kept, jnp.zeros_like(kept)).reshape(positions.shape)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
+@functools.partial(jax.jit, static_argnames=("shape", "joined"))
 def _scattered(
-    values: jax.Array, positions: jax.Array, shape: tuple[int, ...]
+    values: jax.Array, positions: jax.Array, shape: tuple[int, ...], joined: bool
 ) -> jax.Array:
     grid = _grid(shape or (1,), positions.shape)
     block = _block(shape or (1,), grid)
     values, positions = (x.reshape(*grid, -1) for x in (values, positions))
     put = functools.partial(_put, grid=grid, block=block)
     looked_up = functools.partial(_looked_up, grid=grid, block=block)
-    # A TPU looks entries up one by one, and so is quickest with the fewest.
-    leaf = jax.lax.platform_dependent(values, positions, tpu=put, default=looked_up)
+    # A TPU looks entries up one by one, and so is quickest with the fewest. A CPU is
+    # several times as quick with one index as with one for each axis of the grid.
+    leaf = jax.lax.platform_dependent(
+        values,
+        positions,
+        tpu=put,
+        cpu=functools.partial(looked_up, joined=joined),
+        default=looked_up,
+    )
     return leaf.reshape(shape)
 
 
@@ -138,11 +152,17 @@ def _put(
 
 
 def _looked_up(
-    values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
+    values: jax.Array,
+    positions: jax.Array,
+    *,
+    grid: _Shape,
+    block: _Shape,
+    joined: bool = False,
 ) -> jax.Array:
     """Blocks whose every entry looks its value up, so that an addition fuses with it.
 
     For each word of entries of a row it reads which are kept, and how many were before.
+    Where blocks are `joined`, it counts in all lists as in one.
     """
     # A number of 16 bits and as many entries share a word; else each has one.
     bits = 16 if values.shape[-1] < 2**16 else 32
@@ -152,15 +172,16 @@ def _looked_up(
         rows = words.reshape(*grid, *block[:-1], -1).transpose(axes)
         return jnp.repeat(rows, bits, axis=-1)[..., : block[-1]]
 
-    words = [for_each(words) for words in _words(positions, grid, block, bits)]
-    kept, number = words if bits == 32 else (words[0], words[0] >> bits)
+    words = list(map(for_each, _words(positions, grid, block, bits, joined)))
+    kept, number = words if len(words) == 2 else (words[0], words[0] >> bits)
     bit = jax.lax.broadcasted_iota(jnp.uint32, kept.shape, kept.ndim - 1) % bits
     number += jax.lax.population_count(kept & ((jnp.uint32(1) << bit) - 1))
-    number = jnp.minimum(number, values.shape[-1] - 1).astype(jnp.int32)
+    stored = _stored(values.reshape(-1) if joined else values)
+    number = jnp.minimum(number, stored.shape[-1] - 1).astype(jnp.int32)
     look = lambda value, where: value.at[where].get(mode="promise_in_bounds")
-    for axis in reversed(range(len(grid))):
+    for axis in [] if joined else reversed(range(len(grid))):
         look = jax.vmap(look, in_axes=(0, axis), out_axes=axis)
-    found = look(_stored(values), number)
+    found = look(stored, number)
     nothing = jnp.full_like(found, negative_zero(values))
     return jnp.where((kept >> bit) & 1 == 1, found, nothing)
 
@@ -181,9 +202,12 @@ def _stored(values: jax.Array) -> jax.Array:
 
 
 def _words(
-    positions: jax.Array, grid: _Shape, block: _Shape, bits: int
+    positions: jax.Array, grid: _Shape, block: _Shape, bits: int, joined: bool
 ) -> list[jax.Array]:
-    """For so many entries of a row of a block: a bit for each, the first's number."""
+    """For so many entries of a row of a block: a bit for each, the first's number.
+
+    In one word or in two. Where blocks are `joined`, the second counts in all lists.
+    """
     words, at = -(-block[-1] // bits), positions.astype(jnp.uint32)
     row, column = _coordinates(at, (math.prod(block[:-1]), block[-1]))
     word, bit = row * words + column // bits, jnp.uint32(1) << column % bits
@@ -192,15 +216,31 @@ def _words(
     number = jax.lax.broadcasted_iota(jnp.uint32, word.shape, word.ndim - 1)
     number = jnp.where(first, number, 0)
     size = math.prod(block[:-1]) * words
-    if bits < 32:
-        empty, part = jnp.zeros(size, jnp.uint32), bit | number << bits
+    part, pair = bit | number << bits, ()
+    if bits == 32:
+        part, pair = jnp.stack([bit, number], -1), (2,)
+    added = lambda word, part, size=size: (
+        jnp.zeros((size, *pair), jnp.uint32).at[word].add(part, mode="drop")
+    )
+    if joined:
+        # One past the last of a block is the first of the next: not what is meant.
+        end = math.prod(grid) * size
+        word = jnp.where(word < size, word + _firsts(grid, size)[..., None], end)
+        table = added(word, part, end).reshape(*grid, size, *pair)
     else:
-        empty, part = jnp.zeros((size, 2), jnp.uint32), jnp.stack([bit, number], -1)
-    add = lambda word, part: empty.at[word].add(part, mode="drop")
-    for _ in grid:
-        add = jax.vmap(add)
-    table = add(word, part)
-    return [table] if bits < 32 else [table[..., 0], table[..., 1]]
+        for _ in grid:
+            added = jax.vmap(added)
+        table = added(word, part)
+    words = [table] if bits < 32 else [table[..., 0], table[..., 1]]
+    if not joined:
+        return words
+    number = words[-1] >> bits if bits < 32 else words[-1]
+    return [words[0], number + _firsts(grid, positions.shape[-1])[..., None]]
+
+
+def _firsts(grid: Sequence[int], size: int) -> jax.Array:
+    """The number of each block's first entry, where each has so many."""
+    return jnp.arange(math.prod(grid), dtype=jnp.uint32).reshape(grid) * size
 
 
 def _block(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:

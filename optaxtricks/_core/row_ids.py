@@ -1,5 +1,6 @@
 """Ids of rows: checked, brought into range, and as flags of a table's rows."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from . import checks
 from .paths import listing
+from .total_passes import neighbours
 
 
 def ids_array(**named: Any) -> jax.Array:
@@ -59,7 +61,7 @@ def by_path(rows: Any, tables: list[str], gaps: list[str]) -> dict[str, Any]:
 def touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
     """A bool for each row of a table: as `active` says or, without it, its gradient."""
     if active is None:
-        return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
+        return jax.lax.platform_dependent(grad, cpu=_by_runs, default=_nonzero_rows)
     num_rows, what = grad.shape[0], f"active_rows[{path!r}]"
     active = ids_array(**{what: active})
     if active.dtype == bool:
@@ -72,6 +74,20 @@ def touched(path: str, grad: jax.Array, active: Any) -> jax.Array:
     check_ids(active, num_rows, what=what, padding=True)
     ids = in_range(active, num_rows).reshape(-1)
     return jnp.zeros(num_rows, bool).at[ids].set(True, mode="drop")
+
+
+def _nonzero_rows(grad: jax.Array) -> jax.Array:
+    return jnp.any(grad != 0, axis=tuple(range(1, grad.ndim)))
+
+
+def _by_runs(grad: jax.Array) -> jax.Array:
+    # XLA's CPU backend writes bools that it is to reduce to memory first, but not those
+    # of which it counts runs; it would merge reductions of one kind.
+    if grad.ndim < 2:
+        return grad != 0
+    counts = [jnp.sum(run != 0, axis=-1, dtype=np.uint8) for run in neighbours(grad)]
+    rows = [_nonzero_rows(count) for count in counts]
+    return functools.reduce(jnp.logical_or, rows)
 
 
 def _flat(above: str, rows: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -153,7 +153,7 @@ def by_runs(leaves: Leaves) -> Totals:
 
 @jax.jit
 def _by_runs(leaf: jax.Array) -> Totals:
-    parts = [_reduced_runs(run) for run in _runs(_size(leaf))]
+    parts = [_reduced_runs(run) for run in neighbours(_size(leaf))]
     squares, maxima, zeros = zip(*parts, strict=True)
     middle = _float32(_total(squares))
     active = jnp.zeros((), bool)
@@ -172,7 +172,7 @@ def _by_runs(leaf: jax.Array) -> Totals:
 @jax.jit
 def _squares_by_runs(leaf: jax.Array, scale: jax.Array) -> jax.Array:
     size = _size(leaf)
-    parts = [_reduced_runs(run) for run in _runs(size * scale.astype(size.dtype))]
+    parts = [_reduced_runs(run) for run in neighbours(size * scale.astype(size.dtype))]
     # Nothing else of them is read; XLA would leave it out, and add all up in one row.
     parts = jax.lax.optimization_barrier(parts)
     return _float32(_total([squares for squares, _, _ in parts]))
@@ -182,7 +182,7 @@ def _total(parts: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, [part.sum() for part in parts])
 
 
-def _runs(size: jax.Array) -> list[jax.Array]:
+def neighbours(size: jax.Array) -> list[jax.Array]:
     """The entries in runs, along the last axis; in runs of one where rows are short."""
     columns = size.shape[-1] if size.ndim else 0
     if columns < _RUN * _RUNS_A_ROW or typed_sharding(size) is not None:

@@ -239,8 +239,12 @@ def test_entries_stay_on_the_device_that_has_them(promotion, kind, spec):
         ((70000,), 0.99, ()),
     ],
 )
-def test_values_go_back_to_where_they_came_from(shape, kept, grid):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_values_go_back_to_where_they_came_from(
+    shape, kept, grid, devices, monkeypatch
+):
     """In blocks or one list, words of rows in part, more entries than 16 bits count."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     rng = np.random.default_rng(0)
     mask, grads = rng.random(shape) < kept, rng.standard_normal(shape, np.float32)
     tx = ot.compact_entries(optax.identity(), mask)
