@@ -177,4 +177,4 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
 def _rounded(
     param: jax.Array, update: jax.Array, words: jax.Array, now: jax.Array
 ) -> jax.Array:
-    return rounded_step(param, update, entry_words(param, words ^ now, "element"))
+    return rounded_step(param, update, entry_words(param, words, "element", now))
