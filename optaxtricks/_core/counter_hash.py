@@ -150,9 +150,9 @@ def entry_words(
     second enters between the rounds, so that seeds which agree in one word still give
     unrelated streams.
 
-    The two are read as numbers, and the index counts in vectors of the leaf's own: all
-    leaves that read one array, if of two words, XLA makes one kernel of for a GPU, in
-    which a thread holds the hash of each (250 registers, and spills).
+    Words are read as numbers, and the index counts in vectors of the leaf's own: of all
+    leaves that read one array, be it of two words, XLA makes one kernel for a GPU, in
+    which a thread holds the hash of each (250 registers, or spills).
     """
     high, low = index_axes(like.shape, granularity)
     first, second = words[0] ^ now[0], words[1] ^ now[1]

@@ -243,6 +243,8 @@ def _dropout(
             index_axes(jnp.shape(leaf), granularity)
         words = leaf_words(key, sorted(path for path, _ in leaves))
         return DropoutState(
+            # An array a leaf: of one table each leaf would read another row, which is a
+            # kernel to compile for each, and on GPUs one kernel of them all.
             # optax.tree.map_params maps over the state of a tree without leaves as a
             # prefix of every other state: one leaf stands for all the words.
             words=words if leaves else jnp.zeros(2, jnp.uint32),
