@@ -150,15 +150,14 @@ def entry_words(
     second enters between the rounds, so that seeds which agree in one word still give
     unrelated streams.
 
-    Words are read as numbers, and the index counts in vectors of the leaf's own: of all
-    leaves that read one array, be it of two words, XLA makes one kernel for a GPU, in
-    which a thread holds the hash of each (250 registers, or spills).
+    Words are read as numbers, and the index counts from one of the step: XLA for GPUs
+    merges loops that read one array, and which do is for `grouping.read_by_few` to say.
     """
     high, low = index_axes(like.shape, granularity)
     first, second = words[0] ^ now[0], words[1] ^ now[1]
     if high:
         first, second = _absorb(first, second, index_along(like, high))
-    return _mix(index_along(like, low, own=words[0]) ^ first, second)
+    return _mix(index_along(like, low, own=now[0]) ^ first, second)
 
 
 def last_kept_word(keep_rate: Any) -> jax.Array:

@@ -16,8 +16,8 @@ def index_along(like: Any, axes: range, own: Any = None) -> jax.Array:
     One iota an axis, and no reshape: each device then counts its own part.
 
     With a word `own` all axes but the last count from it, and the last from as much
-    below 0: the same positions, but no vector is another leaf's of the same shape,
-    which XLA would compute once for both. Inside a loop it cancels.
+    below 0: the same positions, from vectors that leaves with another word do not
+    share, as XLA computes those of one shape once for all. Inside a loop it cancels.
     """
     # On a mesh of Explicit axes every operand must name its sharding.
     sharding = None if isinstance(like, jax.ShapeDtypeStruct) else typed_sharding(like)

@@ -21,6 +21,7 @@ from .._core.counter_hash import (
     shard_words,
     step_words,
 )
+from .._core.grouping import read_by_few
 from .._core.noise import NOISE
 from .._core.paths import leaves_with_paths, path_order
 from .._core.schedules import at_step
@@ -274,8 +275,10 @@ def _dropout(
         checks.same_count(leaves, known, by="dropout")
         words = dict(zip(path_order(updates), known, strict=True))
         out = [
-            noise(leaf, words[i], now, last, scale, granularity)
-            for i, leaf in enumerate(leaves)
+            noise(leaf, words[i], pair, last, scale, granularity)
+            for i, (leaf, pair) in enumerate(
+                zip(leaves, read_by_few(now, leaves), strict=True)
+            )
         ]
         return jax.tree.unflatten(layout, out), after
 
