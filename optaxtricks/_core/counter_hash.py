@@ -29,6 +29,7 @@ from .positions import index_along
 # avalanche bias (github.com/skeeto/hash-prospector).
 _FIRST, _SECOND, _THIRD = (np.uint32(c) for c in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB))
 _GOLDEN = np.uint32(0x9E3779B9)
+_NO_STEP = np.zeros(2, np.uint32)
 WORD = 2**32
 # In newer releases of JAX at home in jax.errors.
 _NAME = "InconclusiveDimensionOperation"
@@ -140,17 +141,23 @@ def shard_words(words: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return _numbered(words, number)
 
 
-def entry_words(like: Any, seed: jax.Array, granularity: str) -> jax.Array:
+def entry_words(
+    like: Any, words: Any, granularity: str, now: Any = _NO_STEP
+) -> jax.Array:
     """One uint32 for each entry of `like`, from a seed and the entry's index alone.
 
-    The second seed word enters between the rounds, so that seeds which agree in one
-    word still give unrelated streams.
+    The seed is the exclusive-or of a leaf's two words with those of a step, `now`. The
+    second enters between the rounds, so that seeds which agree in one word still give
+    unrelated streams.
+
+    Words are read as numbers, and the index counts from one of the step: XLA for GPUs
+    merges loops that read one array, and which do is for `grouping.read_by_few` to say.
     """
     high, low = index_axes(like.shape, granularity)
-    first, second = seed[0], seed[1]
+    first, second = words[0] ^ now[0], words[1] ^ now[1]
     if high:
         first, second = _absorb(first, second, index_along(like, high))
-    return _mix(index_along(like, low) ^ first, second)
+    return _mix(index_along(like, low, own=now[0]) ^ first, second)
 
 
 def last_kept_word(keep_rate: Any) -> jax.Array:

@@ -21,7 +21,7 @@ def _bernoulli(
     scale: jax.Array,
     granularity: Granularity,
 ) -> jax.Array:
-    keep = entry_words(update, words ^ now, granularity) <= last
+    keep = entry_words(update, words, granularity, now) <= last
     return jnp.where(keep, scaled(update, scale), jnp.zeros((), update.dtype))
 
 
@@ -35,7 +35,7 @@ def _gaussian(
     granularity: Granularity,
 ) -> jax.Array:
     del last
-    bits = entry_words(update, words ^ now, granularity)
+    bits = entry_words(update, words, granularity, now)
     return scaled(update, 1 + normals(bits) * scale.astype(jnp.float32))
 
 

@@ -21,6 +21,7 @@ from .._core.counter_hash import (
     shard_words,
     step_words,
 )
+from .._core.grouping import read_by_few
 from .._core.noise import NOISE
 from .._core.paths import leaves_with_paths, path_order
 from .._core.schedules import at_step
@@ -243,6 +244,8 @@ def _dropout(
             index_axes(jnp.shape(leaf), granularity)
         words = leaf_words(key, sorted(path for path, _ in leaves))
         return DropoutState(
+            # An array a leaf: of one table each leaf would read another row, which is a
+            # kernel to compile for each, and on GPUs one kernel of them all.
             # optax.tree.map_params maps over the state of a tree without leaves as a
             # prefix of every other state: one leaf stands for all the words.
             words=words if leaves else jnp.zeros(2, jnp.uint32),
@@ -272,8 +275,10 @@ def _dropout(
         checks.same_count(leaves, known, by="dropout")
         words = dict(zip(path_order(updates), known, strict=True))
         out = [
-            noise(leaf, words[i], now, last, scale, granularity)
-            for i, leaf in enumerate(leaves)
+            noise(leaf, words[i], pair, last, scale, granularity)
+            for i, (leaf, pair) in enumerate(
+                zip(leaves, read_by_few(now, leaves), strict=True)
+            )
         ]
         return jax.tree.unflatten(layout, out), after
 

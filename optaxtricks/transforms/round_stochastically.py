@@ -15,6 +15,7 @@ from .._core.counter_hash import (
     leaf_words,
     step_words,
 )
+from .._core.grouping import read_by_few
 from .._core.paths import leaves_with_paths, path_order
 from .._core.rounding import is_narrow, rounded_step
 from .._core.serialized import serialized_state
@@ -162,8 +163,9 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
                 f"round_stochastically was initialised for {len(known)} leaves of "
                 f"bfloat16 and float16 but got params with {len(narrow)}."
             )
-        for i, words in zip(narrow, known, strict=True):
-            out[i] = _rounded(jnp.asarray(held[i]), jnp.asarray(out[i]), words, now)
+        pairs = read_by_few(now, [held[i] for i in narrow])
+        for i, words, pair in zip(narrow, known, pairs, strict=True):
+            out[i] = _rounded(jnp.asarray(held[i]), jnp.asarray(out[i]), words, pair)
         step = jnp.asarray(optax.safe_increment(state.step))
         after = RoundStochasticallyState(words=state.words, step=step)
         return jax.tree.unflatten(layout, out), after
@@ -175,6 +177,6 @@ def round_stochastically(*, key: Any) -> optax.GradientTransformationExtraArgs:
 # compiled ones.
 @jax.jit
 def _rounded(
-    param: jax.Array, update: jax.Array, words: jax.Array, now: jax.Array
+    param: jax.Array, update: jax.Array, words: jax.Array, now: tuple[jax.Array, ...]
 ) -> jax.Array:
-    return rounded_step(param, update, entry_words(param, words ^ now, "element"))
+    return rounded_step(param, update, entry_words(param, words, "element", now))

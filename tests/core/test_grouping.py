@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optaxtricks as ot
-from optaxtricks._core.grouping import acting, total, totals
+from optaxtricks._core.grouping import acting, read_by_few, total, totals
 
 
 @pytest.fixture
@@ -47,3 +47,13 @@ def test_only_gpus_read_what_others_read():
     text = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
     assert "optimization_barrier" in text("cuda")
     assert "optimization_barrier" not in text("cpu") + text("tpu")
+
+
+def test_four_leaves_of_a_shape_read_the_same(as_on_a_gpu):
+    words = jnp.asarray([3, 7], jnp.uint32)
+    leaves = [jnp.ones(5)] * 5 + [jnp.ones(6)] + [jnp.ones(5, jnp.bfloat16)]
+    found = read_by_few(words, leaves)
+    groups = [[pair is other for other in found].index(True) for pair in found]
+    assert groups == [0, 0, 0, 0, 4, 5, 6]
+    for pair in found:
+        np.testing.assert_array_equal(jnp.stack(pair), words)
