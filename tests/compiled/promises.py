@@ -31,8 +31,11 @@ class Promise:
       temporaries: bytes of main memory on a device, over the parameters'.
       launches: how many for each of the base's, and how many besides; no TPU counts
         them.
+      registers: of a thread of a GPU's kernels; with more, memory waits.
       exchanges: how many collectives take all that devices tell each other; XLA merges
         those of one kind.
+      side: rows and columns of the largest leaf; 8192 are so many that no part of it
+        waits in a TPU's on-chip memory.
       on: what differs, by target, or by target and dtype.
     """
 
@@ -41,7 +44,9 @@ class Promise:
     moved: float = 1.02
     temporaries: float = 0.01
     launches: tuple[float, int] = (1.1, 5)
+    registers: int = 128
     exchanges: int = 2
+    side: int = 8192
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, target: str, dtype: str) -> "Promise":
@@ -76,9 +81,12 @@ class Promise:
         if seen.cycles is None and seen.launches > most:
             figures = f"launches {seen.launches} > {most:.0f}"
             yield _lines(figures, [work.line for work in seen.work])
-        spills = [str(kernel) for kernel in one.kernels if kernel.spilled]
-        if spills:
-            yield _lines("spills", spills)
+        for word, kernels in {
+            "spills": [kernel for kernel in one.kernels if kernel.spilled],
+            "registers": [k for k in one.kernels if k.registers > self.registers],
+        }.items():
+            if kernels:
+                yield _lines(word, list(map(str, kernels)))
 
 
 def _lines(figures: str, lines: list[str]) -> str:
@@ -108,8 +116,16 @@ READINGS = Promise(
 but = dataclasses.replace
 _on_momentum = but(ELEMENTWISE, base=_momentum)
 _on_lion = but(ELEMENTWISE, base=BASES["optax.lion"])
-# It pays for few entries. Half of them are too many, but fit.
-_HALF_KEPT = Promise(_momentum, moved=1.45, temporaries=0.25, launches=(2.0, 8))
+# It pays for few entries: half of them are too many, but fit. A TPU handles kept ones one
+# by one, through temporaries of the leaf's size, and compiles that for minutes: what is
+# held there is that none leaves its device.
+_HALF_KEPT = Promise(
+    _momentum,
+    moved=1.6,
+    temporaries=0.25,
+    launches=(2.0, 8),
+    on={"v5e:2x2": {"side": 256}},
+)
 
 PROMISES: dict[str, Promise] = {
     "gradient_dropout": ELEMENTWISE,
