@@ -43,8 +43,8 @@ class Promise:
     reread: int = 0
     moved: float = 1.02
     temporaries: float = 0.01
-    launches: tuple[float, int] = (1.1, 5)
-    registers: int = 128
+    launches: tuple[float, int] = (1.1, 6)
+    registers: int = 224
     exchanges: int = 2
     side: int = 8192
     on: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -116,9 +116,9 @@ READINGS = Promise(
 but = dataclasses.replace
 _on_momentum = but(ELEMENTWISE, base=_momentum)
 _on_lion = but(ELEMENTWISE, base=BASES["optax.lion"])
-# It pays for few entries: half of them are too many, but fit. A TPU handles kept ones one
-# by one, through temporaries of the leaf's size, and compiles that for minutes: what is
-# held there is that none leaves its device.
+# It pays for few entries: half are too many, but fit. A TPU handles them one by one,
+# through temporaries of the leaf's size, and compiles that for minutes: what is held
+# there is that none leaves its device.
 _HALF_KEPT = Promise(
     _momentum,
     moved=1.6,
@@ -179,11 +179,13 @@ PROMISES: dict[str, Promise] = {
 
 # Rows that are looked up: three copies of them, whatever the table.
 _LOOKED_UP = Promise(moved=0.09, temporaries=3.05 * 4096 / 131072, launches=(1.0, 12))
+# Four leaves in a kernel.
+_RANDOM = but(ELEMENTWISE, registers=128)
 _COMPACT = Promise(moved=1.1, temporaries=0.25, launches=(2.0, 5))
 
 RECIPE_PROMISES: dict[tuple[str, str, str], Promise] = {
-    ("gradient_dropout, adamw", "h100", "tree"): ELEMENTWISE,
-    ("adamw, update_dropout", "h100", "tree"): ELEMENTWISE,
+    ("gradient_dropout, adamw", "h100", "tree"): _RANDOM,
+    ("adamw, update_dropout", "h100", "tree"): _RANDOM,
     ("lion", "h100", "tree"): ELEMENTWISE,
     ("tiger", "h100", "tree"): but(A_NUMBER_A_TENSOR, reread=2),
     ("shrink_nonfinite(lion)", "h100", "tree"): A_NUMBER_A_TENSOR,

@@ -95,7 +95,9 @@ def test_rows_come_back_as_the_backbone_lays_them_out(tmp_path, in_folder, axis,
 def test_a_stack_holds_the_taps_of_the_list_of_layers():
     stacks = cache()[:]
     lists = ot.nn.cache_taps(listed, DATA, params=PARAMS, batch_size=3)[:]
-    np.testing.assert_allclose(stacks["layers"], np.stack(lists["layers"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        stacks["layers"], np.stack(lists["layers"]), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_selector_says_axis_zero_and_a_negative_axis_counts_backwards():
