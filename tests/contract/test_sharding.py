@@ -21,7 +21,6 @@ ROWS = ("rows", None)
 COLUMNS = (None, "columns")
 PLACEMENTS = {
     "replicated": (None, None),
-    "rows": ROWS,
     "columns": COLUMNS,
     "both": ("rows", "columns"),
 }

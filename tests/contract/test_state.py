@@ -12,7 +12,13 @@ from tests.cases import ALL_DTYPES, CASES, Case
 from tests.problems import STEPS, assert_same, gradients, layout
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-ROOMS = [(name, dtype) for name, case in CASES.items() for dtype in case.dtypes]
+# float16 goes where bfloat16 does.
+ROOMS = [
+    (name, dtype)
+    for name, case in CASES.items()
+    for dtype in case.dtypes
+    if dtype != "float16"
+]
 CLOSED = [
     (name, dtype)
     for name, case in CASES.items()
@@ -37,10 +43,9 @@ def test_state_layout_is_a_fixed_point_and_updates_keep_theirs(
             state = after
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @each_case
-def test_eager_update_keeps_the_layouts_too(case: Case, dtype: Any) -> None:
-    params = case.params(dtype)
+def test_eager_update_keeps_the_layouts_too(case: Case) -> None:
+    params = case.params(jnp.bfloat16)
     tx = case.make(params)
     state = tx.init(params)
     updates, after = tx.update(

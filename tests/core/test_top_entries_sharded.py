@@ -23,7 +23,6 @@ PASSES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "mask": (top_entries._mask, (LIMIT, CUTS[:1])),
 }
 PLACEMENTS = {
-    "rows": ("rows", None),
     "columns": (None, "columns"),
     "both": ("rows", "columns"),
     "one axis over all": (("rows", "columns"), None),
