@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def programs() -> None:
-    """Tests compile the same programs again and again, in every worker and every run."""
+    """Tests compile the same programs again and again: workers and runs share them."""
     jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
