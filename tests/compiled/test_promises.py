@@ -112,16 +112,8 @@ def test_every_transformation_has_a_promise() -> None:
 
 
 def _program(text: str, **figures: Any) -> Program:
-    return Program(
-        **{
-            "seconds": 0.0,
-            "temporaries": 0,
-            "params": 4096,
-            "traffic": traffic(parse(text)),
-            "kernels": [],
-        }
-        | figures
-    )
+    none: Any = {"seconds": 0.0, "temporaries": 0, "params": 4096, "kernels": []}
+    return Program(traffic=traffic(parse(text)), **none | figures)
 
 
 TWO_READS = Promise(reread=1)
