@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -41,8 +42,9 @@ def compiled(
     """Compiles a lowered program, unless the folder has it."""
     if folder is None:
         return _compile(lowered, kernels)
-    versions = [harness.version(name) for name in COMPILERS]
-    program = json.dumps([lowered.as_text(), target, kernels, versions])
+    compilers = [harness.version(name) for name in COMPILERS]
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    program = json.dumps([lowered.as_text(), target, kernels, compilers, flags])
     path = folder / f"{hashlib.sha256(program.encode()).hexdigest()}.json.gz"
     if path.exists():
         found = json.loads(gzip.decompress(path.read_bytes()))

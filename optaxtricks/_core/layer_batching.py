@@ -18,7 +18,6 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from . import programs
 from .data_flow import called, sources
-from .operations import alone, by_variable
 from .shardings import typed_sharding
 
 # Operations on arrays of one shape, or on arrays and scalars.
@@ -141,25 +140,25 @@ class LayerBatching:
                 return [self._broadcast(params, operands[0])]
             if _is_elementwise(equation):
                 operands = self._aligned(equation, operands, group)
-        return self._mapped(alone(jaxpr, equation), equation, operands, groups)
+        return self._mapped(_alone(jaxpr, equation), equation, operands, groups)
 
     def _mapped(
         self,
-        single: "programs.ClosedJaxpr",
+        alone: "programs.ClosedJaxpr",
         equation: Any,
         operands: list[Value],
         groups: Collection[int],
     ) -> list[Value]:
         """One operation, by `jax.vmap` over the layers of each group."""
-        given = list(by_variable(equation, operands).values())
+        given = list(_by_variable(equation, operands).values())
         marks = [0 if value.at is None else 1 << value.at.group for value in given]
         made = [
             self._place(variable, mark)
             for variable, mark in zip(
-                equation.outvars, sources(single, marks), strict=True
+                equation.outvars, sources(alone, marks), strict=True
             )
         ]
-        run = programs.jaxpr_as_fun(single)
+        run = programs.jaxpr_as_fun(alone)
         for group in groups:
             axis = lambda at, group=group: (
                 at.axis if at is not None and at.group == group else None
@@ -261,6 +260,24 @@ class LayerBatching:
 
     def _axis(self, group: int, variable: Any) -> int:
         return min(self._groups[group].axis, len(variable.aval.shape))
+
+
+def _alone(jaxpr: "programs.Jaxpr", equation: Any) -> "programs.ClosedJaxpr":
+    """A program of one operation."""
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(_by_variable(equation, equation.invars)),
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+    )
+    return programs.ClosedJaxpr(alone, ())
+
+
+def _by_variable(equation: Any, operands: Sequence[Any]) -> dict[Any, Any]:
+    """Operands that are no literals, each once."""
+    pairs = zip(equation.invars, operands, strict=True)
+    return {atom: x for atom, x in pairs if not isinstance(atom, programs.Literal)}
 
 
 def _is_elementwise(equation: Any) -> bool:

@@ -9,7 +9,6 @@ import optax
 from .._core import checks, update_checks, windows
 from .._core.alignment import params_like
 from .._core.build import transformation
-from .._core.known_results import given_results
 from .._core.paths import flatten, holes, leaves_with_paths
 from .._core.row_ids import by_path, touched
 from .._core.row_views import WHOLE, Block, Masked, Whole
@@ -182,13 +181,14 @@ def lazy_rows(
             whole = lambda view, place: WHOLE if place == "sums" else view
             held = windows.by_place(whole, held)
             seen = _taken(held, before)
-        step = lambda *args: inner.update(*args, **extra_args)
-        args = block, seen, None if params is None else _taken(views, params)
-        proposed, after = step(*args)
+        proposed, after = inner.update(
+            block,
+            seen,
+            None if params is None else _taken(views, params),
+            **extra_args,
+        )
         put = lambda view, old, new: view.put(old, new)
         after = jax.tree.map(put, held, before, after)
-        if moments == "freeze":
-            proposed = _from_kept(step, args, held, (proposed, after))
         if isinstance(state, LazyRowsState):
             which = windows_of(updates, before, params, extra_args)
             still = still_touched(views, state.touched, which, before, after)
@@ -222,21 +222,6 @@ def _views(
         else:
             views.append(WHOLE)
     return jax.tree.unflatten(layout, views)
-
-
-def _from_kept(step: Any, args: Any, held: Any, found: Any) -> Any:
-    """The updates of a step, computed from rows of the next state as they are kept.
-
-    Where a row moves these are what `inner` made of them. Else XLA's CPU backend needs
-    the old ones for the update, and copies them before it writes new ones in place.
-    """
-    leaves, first = jax.tree.leaves(found), len(jax.tree.leaves(found[0]))
-    known = {
-        i: leaves[i]
-        for i, view in enumerate(jax.tree.leaves(held), first)
-        if isinstance(view, Masked) and isinstance(leaves[i], jax.core.Tracer)
-    }
-    return given_results(step, args, known)[0] if known else found[0]
 
 
 def _taken(views: Any, tree: Any) -> Any:

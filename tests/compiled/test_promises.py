@@ -125,9 +125,10 @@ TWO_READS = Promise(reread=1)
         ("moved 1.5015 > 1.02", _program(TWICE), Promise()),
         ("temporaries 0.5000 > 0.01", _program(TWICE, temporaries=2048), TWO_READS),
         ("launches 2 > 1", _program(TWICE), but(TWO_READS, launches=(0.5, 0))),
-        ("loops", _program(LOOP), Promise(moved=9, launches=(9, 0))),
-        ("collectives", _program(TPU), Promise(moved=9)),
-        ("host transfers", _program(HOST), Promise(moved=9)),
+        ("arrays 0.0000 > -1", _program(TWICE), but(TWO_READS, more=-1)),
+        ("loops", _program(LOOP), Promise(moved=9, launches=(9, 0), more=9)),
+        ("collectives", _program(TPU), Promise(moved=9, more=99)),
+        ("host transfers", _program(HOST), Promise(moved=9, more=9)),
         ("spills", _program(TWICE, kernels=[Kernel("k", 99, 8)]), TWO_READS),
         ("registers", _program(TWICE, kernels=[Kernel("k", 255, 0)]), TWO_READS),
     ],
@@ -142,7 +143,7 @@ def test_a_broken_promise_is_told_with_its_lines(
 
 
 def test_collectives_of_one_kind_are_merged() -> None:
-    program, promise = _program(TPU), Promise(moved=9, exchanges=0)
+    program, promise = _program(TPU), Promise(moved=9, exchanges=0, more=99)
     (told,) = promise.broken(program, program, lambda exchange: True)
     assert told.startswith("collectives 1 > 0\n  %ended")
 
