@@ -61,7 +61,8 @@ def compact_entries(
     that its compiled steps move (``benchmarks.compiled``), the limit should lie at a
     third: this is reckoned, not timed. A TPU handles kept entries one by one; by the
     instructions of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of
-    dense steps. Where time counts, take :func:`child_tuning_d` above that.
+    dense steps, temporaries of two to four times the leaf, and half a minute to compile
+    for a large one. Where time counts, take :func:`child_tuning_d` above that.
 
     A leaf of some size is cut into a grid of equal blocks with a list of kept entries
     each: arrays of the grid's shape and one axis more, as long as the fullest block

@@ -66,10 +66,11 @@ def lazy_rows(
 
     This is the cure for rare rows that a sign method drives to one over the weight
     decay. On dense gradients it saves no time: moments are read and written all the
-    same. It does where the gradient of a table is a :class:`RowSparse`: then, with
-    ``moments="freeze"``, its rows of parameter and state are gathered, ``inner`` runs
-    on the ``(k, d)`` block, and the rows go back in place. The cost grows with the
-    rows, not with the table.
+    same. It needs no memory of the table's size either, but with ``"freeze"`` on a CPU,
+    where XLA copies the old moments. It does save time where the gradient of a table is
+    a :class:`RowSparse`: then, with ``moments="freeze"``, its rows of parameter and
+    state are gathered, ``inner`` runs on the ``(k, d)`` block, and the rows go back in
+    place. The cost grows with the rows, not with the table.
 
     It has no effect where every row has a gradient: on an embedding tied to the output
     layer, or behind noise or weight decay added to the gradient (put these inside).
