@@ -274,11 +274,10 @@ def _dropout(
         known = state.words if isinstance(state.words, tuple) else ()
         checks.same_count(leaves, known, by="dropout")
         words = dict(zip(path_order(updates), known, strict=True))
+        pairs = read_by_few(now, leaves)
         out = [
-            noise(leaf, words[i], pair, last, scale, granularity)
-            for i, (leaf, pair) in enumerate(
-                zip(leaves, read_by_few(now, leaves), strict=True)
-            )
+            noise(leaf, words[i], pairs[i], last, scale, granularity)
+            for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(layout, out), after
 
