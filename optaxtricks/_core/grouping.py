@@ -74,8 +74,9 @@ def totals(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 def read_by_few(words: jax.Array, leaves: Sequence[Any]) -> list[tuple[jax.Array, ...]]:
     """For each leaf the same two words; on GPUs from an array that few leaves read.
 
-    A thread of a merged loop holds what it computes of each leaf: of random words and
-    an optimizer of four leaves 95 registers, of eight 218, and of twelve it spills.
+    A thread of a merged loop holds what it computes of each leaf: with AdamW before
+    `update_dropout` that of four leaves takes 105 registers, of eight 218, and of
+    sixteen it spills (`benchmarks.compiled --target h100 --size tree --kernels`).
     """
     seen, read, found = collections.Counter[Any](), {}, []
     for leaf in leaves:
