@@ -12,12 +12,12 @@ from tests.cases import ALL_DTYPES, CASES, Case
 from tests.problems import STEPS, assert_same, gradients, layout
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-# float16 goes where bfloat16 does.
+# float16 goes where bfloat16 does, nearly always.
+SLOW = {"float16": pytest.mark.slow}
 ROOMS = [
-    (name, dtype)
+    pytest.param(name, dtype, marks=SLOW.get(dtype, ()))
     for name, case in CASES.items()
     for dtype in case.dtypes
-    if dtype != "float16"
 ]
 CLOSED = [
     (name, dtype)
