@@ -24,7 +24,7 @@ class Promise:
     """Limits of one program.
 
     Attributes:
-      base: from parameters, the optimizer whose launches are compared.
+      base: from parameters, the optimizer that launches and arrays are compared with.
       reread: how many arrays of the parameters' size must be read a second time, as
         they are needed whole before they are used.
       more: bytes of arrays in and out besides the base's, over the parameters'; a bit

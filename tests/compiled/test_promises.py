@@ -16,7 +16,7 @@ from benchmarks.compiled.hlo import parse
 from benchmarks.compiled.ptx import Kernel
 from benchmarks.compiled.recipes import RECIPES, gradients, parameters
 from benchmarks.compiled.steps import Program, compiled_step
-from benchmarks.compiled.targets import Target, divided
+from benchmarks.compiled.targets import Target, placed
 from benchmarks.compiled.traffic import Exchange, traffic
 from tests.cases import CASES
 from tests.collectives import ALLOWED
@@ -33,16 +33,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def _params(target: str, dtype: Any, side: int) -> Any:
-    shapes = {
-        "emb": (side, side),
-        "layer": {"b": (side,), "w": (256, side)},
-        "scale": (),
-    }
-    mesh = Target(target).mesh()
-    place = lambda shape: jax.ShapeDtypeStruct(
-        shape, dtype, sharding=divided(mesh, shape)
-    )
-    return jax.tree.map(place, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    shapes = {"emb": (side, side), "b": (side,), "w": (256, side), "scale": ()}
+    return placed(Target(target).mesh(), shapes, dtype)
 
 
 @functools.cache
