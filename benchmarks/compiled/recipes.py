@@ -72,6 +72,16 @@ def _mask(params: Any, kept: float) -> Any:
     return jax.tree.map(lambda p: rng.random(p.shape, np.float32) < kept, params)
 
 
+def _tile_mask(params: Any, kept: float) -> Any:
+    """Of each matrix so many tiles, at random; vectors whole."""
+    rng = np.random.default_rng(0)
+    tiles = lambda rows, columns: rng.random((rows // 8, columns // 128)) < kept
+    return jax.tree.map(
+        lambda p: p.ndim < 2 or np.kron(tiles(*p.shape), np.ones((8, 128), bool)),
+        params,
+    )
+
+
 def _adamw() -> optax.GradientTransformationExtraArgs:
     return optax.adamw(1e-3)
 
@@ -120,6 +130,9 @@ RECIPES: dict[str, Recipe] = {
         )
         for kept in (0.2, 0.005)
     },
+    "compact_entries(adamw), 20.0% in tiles": _on_adamw(
+        lambda p: [ot.compact_entries(_adamw(), _tile_mask(p, 0.2))]
+    ),
     "lion": _on_lion(lambda p: [_lion()]),
     "lion, bfloat16 momentum": _on_lion(
         lambda p: [ot.lion(1e-4, mu_dtype=jnp.bfloat16)]

@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .block_grids import block_of, coordinates, cut, grid_of, lists_sharding, placed
 from .entry_masks import negative_zero
-from .shardings import on_device, typed_sharding
+from .shardings import on_device, reshard_like
 
 # Of so many entries one is kept where a CPU had better not join blocks.
 _FEW = 32
@@ -37,7 +37,7 @@ def gathered(leaf: jax.Array, positions: jax.Array, *, index: Any) -> jax.Array:
     """
     leaf = on_device(leaf)
     take = functools.partial(_gathered, index=jnp.dtype(index).name)
-    return _placed(take, lists_sharding(leaf, positions.shape))(leaf, positions)
+    return placed(take, lists_sharding(leaf, positions.shape))(leaf, positions)
 
 
 def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.Array:
@@ -46,49 +46,16 @@ def scattered(values: jax.Array, positions: jax.Array, like: jax.Array) -> jax.A
     # one by one, however long it takes to write them.
     joined = jax.device_count() == 1 and _FEW * positions.size > like.size
     put = functools.partial(_scattered, shape=like.shape, joined=joined)
-    there = _placed(put, lists_sharding(like, positions.shape))(values, positions)
-    typed = typed_sharding(like)
-    return there if typed is None else jax.sharding.reshard(there, typed)
-
-
-def lists_sharding(leaf: Any, shape: Sequence[int]) -> NamedSharding | None:
-    """Where lists of this shape belong, beside a leaf whose place is known.
-
-    On a mesh of Explicit axes a type says it, else an array that is not traced.
-    """
-    traced = isinstance(leaf, jax.core.Tracer)
-    there = typed_sharding(leaf) if traced else leaf.sharding
-    if not isinstance(there, NamedSharding) or not any(there.spec):
-        return None
-    grid, sizes = _grid(jnp.shape(leaf), shape), dict(there.mesh.shape)
-    spec = [*there.spec, *[None] * (len(grid) - len(there.spec))]
-    names = [(name,) if isinstance(name, str) else name or () for name in spec]
-    parts = [math.prod(sizes[axis] for axis in axes) for axes in names]
-    fits = [
-        name if blocks % count == 0 else None
-        for name, blocks, count in zip(spec, grid, parts, strict=True)
-    ]
-    return NamedSharding(there.mesh, PartitionSpec(*fits if len(shape) > 1 else ()))
-
-
-def _placed(function: Any, sharding: Any) -> Any:
-    """The function, with its result in a place that belongs to its type, if any."""
-    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return function
-    return jax.sharding.auto_axes(function, out_sharding=sharding)
-
-
-def _grid(shape: Sequence[int], lists: Sequence[int]) -> tuple[int, ...]:
-    """Blocks along each axis: one list alone is written without their axes."""
-    return tuple(lists[:-1]) if len(lists) > 1 else (1,) * len(shape)
+    there = placed(put, lists_sharding(like, positions.shape))(values, positions)
+    return reshard_like(there, like)
 
 
 # Jitted, so that leaves of one shape share one trace.
 @functools.partial(jax.jit, static_argnames="index")
 def _gathered(leaf: jax.Array, positions: jax.Array, index: str) -> jax.Array:
     shape = leaf.shape or (1,)
-    grid = _grid(shape, positions.shape)
-    block = _block(shape, grid)
+    grid = grid_of(shape, positions.shape)
+    block = block_of(shape, grid)
     at = positions.reshape(*grid, -1).astype(index)
     inside = at < math.prod(block)
     # For a CPU twice as quick as to choose.
@@ -103,8 +70,8 @@ def _gathered(leaf: jax.Array, positions: jax.Array, index: str) -> jax.Array:
 def _scattered(
     values: jax.Array, positions: jax.Array, shape: tuple[int, ...], joined: bool
 ) -> jax.Array:
-    grid = _grid(shape or (1,), positions.shape)
-    block = _block(shape or (1,), grid)
+    grid = grid_of(shape or (1,), positions.shape)
+    block = block_of(shape or (1,), grid)
     values, positions = (x.reshape(*grid, -1) for x in (values, positions))
     put = functools.partial(_put, grid=grid, block=block)
     looked_up = functools.partial(_looked_up, grid=grid, block=block)
@@ -124,8 +91,8 @@ def _take(
     leaf: jax.Array, at: jax.Array, *, grid: _Shape, block: _Shape, tiled: bool = False
 ) -> jax.Array:
     """The entries at positions in each block."""
-    where = _coordinates(at, block)
-    parts = leaf.reshape(_cut(grid, block))
+    where = coordinates(at, block)
+    parts = leaf.reshape(cut(grid, block))
     if tiled and _has_tiles(block):
         parts, where = _tiles(parts), _tile_coordinates(where)
     take = lambda part, *where: part.at[where].get(mode="promise_in_bounds")
@@ -138,7 +105,7 @@ def _put(
     values: jax.Array, positions: jax.Array, *, grid: _Shape, block: _Shape
 ) -> jax.Array:
     """Blocks of nothing, into which each value is written."""
-    where = _coordinates(positions.astype(jnp.int32), block)
+    where = coordinates(positions.astype(jnp.int32), block)
     if tiled := _has_tiles(block):
         block, where = _tiled_shape(block), _tile_coordinates(where)
     empty = jnp.full(block, negative_zero(values), values.dtype)
@@ -176,17 +143,17 @@ def _looked_up(
     kept, number = words if len(words) == 2 else (words[0], words[0] >> bits)
     bit = jax.lax.broadcasted_iota(jnp.uint32, kept.shape, kept.ndim - 1) % bits
     number += jax.lax.population_count(kept & ((jnp.uint32(1) << bit) - 1))
-    stored = _stored(values.reshape(-1) if joined else values)
-    number = jnp.minimum(number, stored.shape[-1] - 1).astype(jnp.int32)
+    values = stored(values.reshape(-1) if joined else values)
+    number = jnp.minimum(number, values.shape[-1] - 1).astype(jnp.int32)
     look = lambda value, where: value.at[where].get(mode="promise_in_bounds")
     for axis in [] if joined else reversed(range(len(grid))):
         look = jax.vmap(look, in_axes=(0, axis), out_axes=axis)
-    found = look(stored, number)
+    found = look(values, number)
     nothing = jnp.full_like(found, negative_zero(values))
     return jnp.where((kept >> bit) & 1 == 1, found, nothing)
 
 
-def _stored(values: jax.Array) -> jax.Array:
+def stored(values: jax.Array) -> jax.Array:
     """The values, computed before they are looked up.
 
     Else XLA computes them in the addition's loop, which then reads parameters at other
@@ -209,7 +176,7 @@ def _words(
     In one word or in two. Where blocks are `joined`, the second counts in all lists.
     """
     words, at = -(-block[-1] // bits), positions.astype(jnp.uint32)
-    row, column = _coordinates(at, (math.prod(block[:-1]), block[-1]))
+    row, column = coordinates(at, (math.prod(block[:-1]), block[-1]))
     word, bit = row * words + column // bits, jnp.uint32(1) << column % bits
     first = jnp.ones_like(word[..., :1], bool)
     first = jnp.concatenate([first, word[..., 1:] != word[..., :-1]], axis=-1)
@@ -241,24 +208,6 @@ def _words(
 def _firsts(grid: Sequence[int], size: int) -> jax.Array:
     """The number of each block's first entry, where each has so many."""
     return jnp.arange(math.prod(grid), dtype=jnp.uint32).reshape(grid) * size
-
-
-def _block(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
-    return tuple(size // count for size, count in zip(shape, grid, strict=True))
-
-
-def _cut(grid: Sequence[int], block: Sequence[int]) -> list[int]:
-    """The shape of a leaf with two axes in place of each: which block, and where."""
-    return [size for pair in zip(grid, block, strict=True) for size in pair]
-
-
-def _coordinates(at: jax.Array, shape: Sequence[int]) -> list[jax.Array]:
-    """Coordinates of row-major positions; one past the last is past the first axis."""
-    found = []
-    for size in reversed(shape[1:]):
-        found.append(jax.lax.rem(at, jnp.full_like(at, size)))
-        at = jax.lax.div(at, jnp.full_like(at, size))
-    return [at, *reversed(found)]
 
 
 # A TPU holds a matrix as tiles of (8, 128), so that blocks of it lie apart only as

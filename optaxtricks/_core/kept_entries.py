@@ -1,23 +1,35 @@
-"""The entries that a mask array keeps, as lists for blocks of a leaf."""
+"""What a mask array keeps, as lists for blocks of a leaf: entries, or whole pieces."""
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import entry_blocks, piece_blocks
+from .block_grids import block_of, cut
 from .entry_masks import mask_arrays
+from .tiles import TILE
 
 # Sharding cuts a leaf into equal parts: blocks are many enough to lie in one part each,
 # also on a pod, and where there is a choice whole tiles of (8, 128), as TPUs hold them.
 _TILES = ((8, 4, 2, 1), (128, 64, 32, 16))
 _MANY_CUTS, _MOST_CUTS = 8, 256
 _LEAST_BLOCK, _MOST_BLOCKS = 1024, 4096
+# Pieces that are kept whole are listed as such: tiles, or rows at least this long.
+_LEAST_ROW = 128
 # All lists are as long as the longest: finer grids would cost more memory than this.
 _PADDED = 1.25
+
+
+class _Layout(NamedTuple):
+    """The shape of the pieces that are listed, entries or larger, and of the lists."""
+
+    piece: tuple[int, ...]
+    lists: tuple[int, ...]
 
 
 class KeptEntries:
@@ -26,26 +38,23 @@ class KeptEntries:
     def __init__(self, path: str, mask: np.ndarray):
         self._path, self._shape = path, mask.shape
         self._positions = _positions(mask)
-        self._layouts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._layouts: dict[tuple[int, ...], _Layout] = {}
 
     def lists_shape(self, leaf: Any) -> tuple[int, ...]:
         """The shape of a leaf's lists: its grid of blocks, and the most kept in one.
 
         A leaf of one block has no axes for the grid.
         """
-        shape = jnp.shape(leaf)
-        if shape not in self._layouts:
-            self._layouts[shape] = _layout(self._within(shape))
-        return self._layouts[shape]
+        return self._layout(jnp.shape(leaf)).lists
 
     def lists(self, leaf: Any) -> np.ndarray:
         """For each block, the row-major positions in it that are kept, ascending.
 
         They end in the block's size, in the least unsigned integers that hold it.
         """
-        shape = self.lists_shape(leaf)
-        mask, grid = self._within(jnp.shape(leaf)), shape[:-1]
-        blocks = _blocks(mask, grid or (1,) * mask.ndim)
+        layout, mask = self._layout(jnp.shape(leaf)), self._within(jnp.shape(leaf))
+        shape, pieces = layout.lists, _pieces(mask, layout.piece)
+        blocks = _blocks(pieces, shape[:-1] or (1,) * mask.ndim)
         dtype = next(
             kind
             for kind in (np.uint8, np.uint16, np.uint32)
@@ -56,6 +65,27 @@ class KeptEntries:
             found = np.flatnonzero(block)
             row[: found.size] = found
         return lists.reshape(shape)
+
+    def gathered(self, leaf: jax.Array, lists: jax.Array, *, index: Any) -> jax.Array:
+        """What is kept of a leaf, laid out as its lists."""
+        piece = self._layout(leaf.shape).piece
+        if math.prod(piece) == 1:
+            return entry_blocks.gathered(leaf, lists, index=index)
+        return piece_blocks.gathered(leaf, lists, piece=piece, index=index)
+
+    def scattered(
+        self, values: jax.Array, lists: jax.Array, like: jax.Array
+    ) -> jax.Array:
+        """An array like `like` of what is kept; elsewhere of what changes nothing."""
+        piece = self._layout(like.shape).piece
+        if math.prod(piece) == 1:
+            return entry_blocks.scattered(values, lists, like)
+        return piece_blocks.scattered(values, lists, like, piece=piece)
+
+    def _layout(self, shape: tuple[int, ...]) -> "_Layout":
+        if shape not in self._layouts:
+            self._layouts[shape] = _layout(self._within(shape))
+        return self._layouts[shape]
 
     def _within(self, shape: tuple[int, ...]) -> np.ndarray:
         """The mask, written out for a leaf of this shape."""
@@ -97,23 +127,46 @@ def _positions(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(mask).astype(np.int32)
 
 
-def _layout(mask: np.ndarray) -> tuple[int, ...]:
+def _layout(mask: np.ndarray) -> _Layout:
     """The finest grid, and of these the evenest, whose lists are nearly all full."""
-    finest = _finest_grid(mask.shape)
-    counts = _blocks(mask, finest).sum(axis=-1).reshape(finest)
+    piece = _piece(mask)
+    pieces = _pieces(mask, piece)
+    finest = _finest_grid(mask.shape, piece)
+    counts = _blocks(pieces, finest).sum(axis=-1).reshape(finest)
     best: tuple[Any, ...] = ()
     for grid in itertools.product(*map(_halvings, finest)):
         most = int(_summed(counts, grid).max(initial=0))
         if most * math.prod(grid) <= _PADDED * counts.sum() or math.prod(grid) == 1:
             best = max(best, (math.prod(grid), min(grid, default=1), grid, most))
     blocks, _, grid, most = best
-    return (*grid, most) if blocks > 1 else (most,)
+    return _Layout(piece, (*grid, most) if blocks > 1 else (most,))
 
 
-def _finest_grid(shape: Sequence[int]) -> tuple[int, ...]:
+def _piece(mask: np.ndarray) -> tuple[int, ...]:
+    """The pieces of which a mask keeps all entries or none."""
+    entry = (1,) * mask.ndim
+    if mask.ndim < 2 or not mask.size:
+        return entry
+    row = (1, max(mask.shape[-1], _LEAST_ROW))  # a shorter one does not fit
+    for piece in ((*entry[2:], *end) for end in (TILE, row)):
+        if any(n % size for n, size in zip(mask.shape, piece, strict=True)):
+            continue
+        parts = mask.reshape(cut(block_of(mask.shape, piece), piece))
+        first = parts[(slice(None), slice(1)) * mask.ndim]
+        if (parts == first).all():
+            return piece
+    return entry
+
+
+def _pieces(mask: np.ndarray, piece: Sequence[int]) -> np.ndarray:
+    """Which pieces are kept."""
+    return mask[tuple(slice(None, None, size) for size in piece)]
+
+
+def _finest_grid(shape: Sequence[int], piece: Sequence[int]) -> tuple[int, ...]:
     tiles = [(1,)] * (len(shape) - 2) + [*_TILES]
-    found = zip(shape, tiles[len(tiles) - len(shape) :], strict=True)
-    grid = [_cuts(size, lengths) for size, lengths in found]
+    found = zip(shape, tiles[len(tiles) - len(shape) :], piece, strict=True)
+    grid = [_cuts(n, tile if size == 1 else (size,)) for n, tile, size in found]
     most = max(1, min(_MOST_BLOCKS, math.prod(shape) // _LEAST_BLOCK))
     while math.prod(grid) > most:
         grid[grid.index(max(grid))] //= 2

@@ -41,6 +41,12 @@ def replicated(x: Any) -> Any:
     return jax.sharding.reshard(x, whole)
 
 
+def reshard_like(x: Any, like: Any) -> Any:
+    """The array placed as another, where that one's type says how."""
+    sharding = typed_sharding(like)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
 def whole_rows(x: Any) -> Any:
     """The sharding of some rows of `x`, each on all devices that have parts of rows."""
     sharding = typed_sharding(x)

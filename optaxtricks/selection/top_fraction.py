@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,14 @@ from .._core import checks
 from .._core.layers import Stacked, layer_axes
 from .._core.paths import nodes_with_paths
 from .._core.selectors import Selector, matches
+from .._core.tiles import TILE, has_tiles, spread_over_tiles, tile_sums
 from .._core.top_entries import invalid, largest
 
 Scope = Literal["global", "leaf"]
 Rule = Literal["exact", "percentile"]
+Granularity = Literal["element", "tile"]
+_Named: TypeAlias = Sequence[tuple[str, Any]]
+_Axes: TypeAlias = Sequence[int | None] | None
 
 
 def top_fraction_mask(
@@ -26,6 +30,7 @@ def top_fraction_mask(
     where: Selector | None = None,
     scope: Scope = "global",
     rule: Rule = "exact",
+    granularity: Granularity = "element",
     stacked: Stacked | None = None,
 ) -> Any:
     r"""Masks of the entries with the highest scores (Child-Tuning-D, FISH mask).
@@ -49,6 +54,12 @@ def top_fraction_mask(
     touch), the percentile is zero and *everything* is kept; the exact rule then fills
     up with zero scores by position.
 
+    With ``granularity="tile"`` whole tiles of 8 rows and 128 columns are ranked by
+    the sum of their scores, and :math:`n` counts tiles. So a TPU holds a matrix, and
+    :func:`compact_entries` moves tiles at the speed of its memory, where it handles
+    single entries one by one. For whole rows give sums of rows, of shape ``(n, 1)``:
+    the mask then has that shape, and broadcasts.
+
     Nothing is sorted, concatenated or gathered. The threshold is found by bisection
     on the bits of the scores, and ties are cut by bisection on position; both count
     in integers, exact for any size. The search runs on the host, so call this outside
@@ -71,6 +82,8 @@ def top_fraction_mask(
       scope: ``"global"`` ranks all eligible entries together, ``"leaf"`` each tensor
         by itself: a leaf, or a layer of a stack.
       rule: ``"exact"`` or ``"percentile"``.
+      granularity: ``"element"``, or ``"tile"`` to keep all of a tile or nothing; then
+        the last two axes of eligible leaves must be multiples of 8 and 128.
       stacked: for ``scope="leaf"``, which eligible leaves are stacks of layers, as
         ``nn.scan`` makes them: a selector, for layers on axis 0, or pattern -> axis.
         All layers are searched at once, in programs of one size.
@@ -82,8 +95,9 @@ def top_fraction_mask(
 
     Raises:
       ValueError: an argument out of range, ``where`` or ``stacked`` matches no leaf,
-        a stack without the axis named, ``stacked`` without ``scope="leaf"``, no
-        eligible entry, a float64 NumPy array while JAX's x64 mode is off, or a score
+        a stack without the axis named, ``stacked`` without ``scope="leaf"``, an
+        eligible leaf that is not made of tiles or whose tiles cut layers, no eligible
+        entry, a float64 NumPy array while JAX's x64 mode is off, or a score
         that is negative or NaN.
       TypeError: ``keep_fraction`` is not a number, or scores are traced or not real
         floats.
@@ -103,6 +117,13 @@ def top_fraction_mask(
       >>> mask["kernel"].tolist()
       [[False, True], [True, False]]
 
+      The better half of two tiles, though the other has the highest score:
+
+      >>> kernel = jnp.ones((8, 256)).at[0, 0].set(9.0).at[:, 128:].set(2.0)
+      >>> mask = ot.top_fraction_mask({"w": kernel}, 0.5, granularity="tile")
+      >>> mask["w"].sum(axis=0)[jnp.array([0, 127, 128, 255])].tolist()
+      [0, 0, 8, 8]
+
     References:
       Xu et al., 2021, `Raise a Child in Large Language Model
       <https://arxiv.org/abs/2109.05687>`_, the task-driven variant (code:
@@ -114,6 +135,7 @@ def top_fraction_mask(
     checks.fixed_fraction(keep_fraction=keep_fraction)
     checks.chosen(_SCOPES, scope=scope)
     checks.chosen(_RULES, rule=rule)
+    checks.chosen(_GRANULARITIES, granularity=granularity)
     if stacked is not None and scope != "leaf":
         raise ValueError(f"stacked needs scope='leaf', got scope={scope!r}.")
     eligible = iter(_eligible(scores, where))
@@ -124,7 +146,8 @@ def top_fraction_mask(
     held = [x if c else None for (_, x), c in zip(nodes, chosen, strict=True)]
     axes = layer_axes(jax.tree.unflatten(layout, held), stacked)
     alone = axes if scope == "leaf" else None
-    masks = iter(_masks(_checked(named), alone, float(keep_fraction), rule))
+    make = _masks if granularity == "element" else _tile_masks
+    masks = iter(make(named, alone, float(keep_fraction), rule))
     return jax.tree.unflatten(layout, [next(masks) if c else True for c in chosen])
 
 
@@ -138,7 +161,7 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _checked(named: Sequence[tuple[str, Any]]) -> list[jax.Array]:
+def _checked(named: _Named) -> list[jax.Array]:
     """The scores as arrays that can be ranked."""
     leaves = [_as_floats(path, leaf) for path, leaf in named]
     if not any(leaf.size for leaf in leaves):
@@ -150,13 +173,34 @@ def _checked(named: Sequence[tuple[str, Any]]) -> list[jax.Array]:
     return leaves
 
 
-def _masks(
-    leaves: list[jax.Array],
-    axes: Sequence[int | None] | None,
-    fraction: float,
-    rule: Rule,
-) -> list[jax.Array]:
+def _masks(named: _Named, axes: _Axes, fraction: float, rule: Rule) -> list[jax.Array]:
     """Masks of leaves that are ranked together or, given their layer axes, alone."""
+    return _best(_checked(named), axes, fraction, rule)
+
+
+def _tile_masks(
+    named: _Named, axes: _Axes, fraction: float, rule: Rule
+) -> list[jax.Array]:
+    """The same of whole tiles."""
+    leaves = _checked(named)
+    for (path, _), leaf, axis in zip(
+        named, leaves, axes or [None] * len(named), strict=True
+    ):
+        cut = axis is not None and axis >= leaf.ndim - len(TILE)
+        if cut or not has_tiles(leaf.shape):
+            layers = f" with layers on axis {axis}" if cut else ""
+            raise ValueError(
+                "granularity='tile' needs leaves whose last two axes are multiples of "
+                f"{TILE}, but the leaf at {path!r} has shape {leaf.shape}{layers}: "
+                "leave it out with where."
+            )
+    kept = _best([tile_sums(leaf) for leaf in leaves], axes, fraction, rule)
+    return [spread_over_tiles(k, leaf) for k, leaf in zip(kept, leaves, strict=True)]
+
+
+def _best(
+    leaves: list[jax.Array], axes: _Axes, fraction: float, rule: Rule
+) -> list[jax.Array]:
     groups = [(leaves, None)]
     if axes is not None:
         groups = [([leaf], axis) for leaf, axis in zip(leaves, axes, strict=True)]
@@ -219,4 +263,5 @@ def _percentile_count(size: int, fraction: float) -> int:
 
 
 _SCOPES = ("global", "leaf")
+_GRANULARITIES = ("element", "tile")
 _RULES = {"exact": _exact_count, "percentile": _percentile_count}

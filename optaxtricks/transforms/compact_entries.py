@@ -11,8 +11,8 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.alignment import params_like
+from .._core.block_grids import lists_sharding
 from .._core.build import transformation
-from .._core.entry_blocks import gathered, lists_sharding, scattered
 from .._core.entry_masks import EntryMask, check_made_with, leafless, unboxed
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
 from .._core.kept_entries import KeptEntries, kept_entries
@@ -202,7 +202,7 @@ def _seen(tree: Any, parts: Sequence[_Part], indices: _Indices, index: Any) -> A
     seen = [
         (leaf if part else optax.MaskedNode())
         if isinstance(part, bool)
-        else made_from(leaf, partial(gathered, positions=indices[i], index=index))
+        else made_from(leaf, partial(part.gathered, lists=indices[i], index=index))
         for i, (leaf, part) in enumerate(zip(leaves, parts, strict=True))
     ]
     return jax.tree.unflatten(structure, seen)
@@ -219,5 +219,5 @@ def _scattered(
         elif part is True:
             out.append(next(lists))
         else:
-            out.append(scattered(next(lists), indices[i], jnp.asarray(leaf)))
+            out.append(part.scattered(next(lists), indices[i], jnp.asarray(leaf)))
     return jax.tree.unflatten(structure, out)

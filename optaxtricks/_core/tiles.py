@@ -1,0 +1,51 @@
+"""Tiles of a leaf's last two axes, as large as those in which a TPU holds them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+
+TILE = (8, 128)
+
+
+def has_tiles(shape: Sequence[int]) -> bool:
+    """Whether an array of this shape is made of whole tiles."""
+    if len(shape) < 2:
+        return False
+    return all(n % size == 0 for n, size in zip(shape[-2:], TILE, strict=True))
+
+
+def tile_sums(leaf: jax.Array) -> jax.Array:
+    """The sum of each tile of a concrete array, at least in float32."""
+    return _tile_sums(_with_auto_axes(leaf))
+
+
+def spread_over_tiles(values: jax.Array, like: jax.Array) -> jax.Array:
+    """An array of the shape and place of `like`, equal in each tile."""
+    return jax.device_put(_spread(values), like.sharding)
+
+
+def _with_auto_axes(leaf: jax.Array) -> jax.Array:
+    """The array, its axes of no concern to types: tiles may lie across devices."""
+    if not isinstance(there := leaf.sharding, NamedSharding):
+        return leaf
+    auto = (AxisType.Auto,) * len(there.mesh.axis_names)
+    mesh = there.mesh.update(axis_types=auto)
+    return jax.device_put(leaf, NamedSharding(mesh, there.spec))
+
+
+@jax.jit
+def _tile_sums(leaf: jax.Array) -> jax.Array:
+    rows, columns = (n // size for n, size in zip(leaf.shape[-2:], TILE, strict=True))
+    tiles = leaf.reshape(*leaf.shape[:-2], rows, TILE[0], columns, TILE[1])
+    return tiles.sum((-3, -1), dtype=np.promote_types(leaf.dtype, np.float32))
+
+
+@jax.jit
+def _spread(values: jax.Array) -> jax.Array:
+    *others, rows, columns = values.shape
+    shape = (*others, rows, TILE[0], columns, TILE[1])
+    tiles = jnp.broadcast_to(values[..., :, None, :, None], shape)
+    return tiles.reshape(*others, rows * TILE[0], columns * TILE[1])
