@@ -14,9 +14,11 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What takes minutes: crashes, long runs, notebooks, Optax's own suite.
+# What takes minutes: crashes, long runs, notebooks, Optax's own suite. Files of a few
+# long tests do not wait until the last, as they would if sorted by their tests.
 test-slow: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --ignore tests/test_packaging.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow \
+	  --ignore tests/test_packaging.py
 
 # The same tests on the oldest versions that pyproject.toml allows.
 test-floor: .venv-floor/dev

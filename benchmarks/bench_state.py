@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import optax
 
 import optaxtricks as ot
 
-from . import harness
+from . import harness, masks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,15 +16,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     adamw = optax.adamw(1e-3)
     sides = {"adamw": adamw}
     for kept in (0.2, 0.005):
-        rng = np.random.default_rng(0)
-        mask = {
-            path: rng.random(shape, np.float32) < kept for path, shape in shapes.items()
-        }
+        mask = masks.entries(shapes, kept)
         sides[f"keep_entries, adamw: {kept:.1%}"] = optax.chain(
             ot.keep_entries(mask), adamw
         )
         sides[f"child_tuning_d: {kept:.1%}"] = ot.child_tuning_d(adamw, mask)
         sides[f"compact_entries: {kept:.1%}"] = ot.compact_entries(adamw, mask)
+    sides["compact_entries: 20.0% in tiles"] = ot.compact_entries(
+        adamw, masks.tiles(shapes, 0.2)
+    )
     steps = {name: harness.TrainStep(tx, shapes) for name, tx in sides.items()}
     seconds = harness.alternate(steps, windows=3 if options.size == "tiny" else 9)
     dense = harness.tree_bytes(steps["adamw"].state)

@@ -12,7 +12,7 @@ import optax
 
 import optaxtricks as ot
 
-from . import harness
+from . import harness, masks
 from .bench_rows import RowStep, dense, sparse
 
 WINDOW = 4
@@ -103,13 +103,11 @@ def _half(tx: Any) -> Build:
     return _on(tx, dtype=jnp.bfloat16)
 
 
-def _compact(inner: Any, kept: float) -> Build:
+def _compact(inner: Any, kept: float, draw: Any = masks.entries) -> Build:
     def build(size: str) -> QueuedStep:
-        shapes, rng = TREES["stacks"][size], np.random.default_rng(0)
-        mask = {
-            path: rng.random(shape, np.float32) < kept for path, shape in shapes.items()
-        }
-        return QueuedStep(ot.compact_entries(inner, mask), shapes, jnp.float32)
+        shapes = TREES["stacks"][size]
+        tx = ot.compact_entries(inner, draw(shapes, kept))
+        return QueuedStep(tx, shapes, jnp.float32)
 
     return build
 
@@ -170,6 +168,11 @@ SIDES = (
         "P4 flat",
     ),
     Side("compact_entries(adamw), 20.0%", _compact(_adamw, 0.2), "adamw", "P6"),
+    Side(
+        "compact_entries(adamw), 20.0% in tiles",
+        _compact(_adamw, 0.2, masks.tiles),
+        "adamw",
+    ),
     Side("compact_entries(adamw), 0.5%", _compact(_adamw, 0.005), "adamw", "P6 sparse"),
     Side("tiger", _on(_tiger), "lion"),
     Side("per_layer(tiger)", _on(_per_layer(_tiger)), "tiger"),

@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optaxtricks as ot
 
-from .. import bench_compile, harness
+from .. import bench_compile, harness, masks
 from .targets import placed
 
 Make = Callable[[Any], optax.GradientTransformation]
@@ -66,20 +65,8 @@ def _is_square(path: str, leaf: Any) -> bool:
     return _is_matrix(path, leaf) and leaf.shape[0] <= leaf.shape[1]
 
 
-def _mask(params: Any, kept: float) -> Any:
-    """Of each leaf so many entries, at random."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda p: rng.random(p.shape, np.float32) < kept, params)
-
-
-def _tile_mask(params: Any, kept: float) -> Any:
-    """Of each matrix so many tiles, at random; vectors whole."""
-    rng = np.random.default_rng(0)
-    tiles = lambda rows, columns: rng.random((rows // 8, columns // 128)) < kept
-    return jax.tree.map(
-        lambda p: p.ndim < 2 or np.kron(tiles(*p.shape), np.ones((8, 128), bool)),
-        params,
-    )
+def _mask(params: Any, kept: float, draw: Any = masks.entries) -> Any:
+    return draw({path: leaf.shape for path, leaf in params.items()}, kept)
 
 
 def _adamw() -> optax.GradientTransformationExtraArgs:
@@ -131,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
         for kept in (0.2, 0.005)
     },
     "compact_entries(adamw), 20.0% in tiles": _on_adamw(
-        lambda p: [ot.compact_entries(_adamw(), _tile_mask(p, 0.2))]
+        lambda p: [ot.compact_entries(_adamw(), _mask(p, 0.2, masks.tiles))]
     ),
     "lion": _on_lion(lambda p: [_lion()]),
     "lion, bfloat16 momentum": _on_lion(

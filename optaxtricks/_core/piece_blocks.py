@@ -86,7 +86,8 @@ def _scattered(
     block = block_of(block_of(shape, piece), grid)
     axes, listed = len(grid), positions.shape[-1]
     none = jnp.full((math.prod(block),), listed, jnp.int32)
-    number = lambda at: none.at[at].set(jnp.arange(listed), mode="drop")
+    order = jnp.arange(listed, dtype=jnp.int32)
+    number = lambda at: none.at[at].set(order, mode="drop")
     for _ in grid:
         number = jax.vmap(number)
     numbers = number(positions.reshape(*grid, -1)).reshape(*grid, *block)

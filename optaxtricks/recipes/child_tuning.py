@@ -49,8 +49,8 @@ def child_tuning_d(
     moments.
 
     It costs the time and the state of ``inner`` on everything, whatever the fraction
-    kept. Where memory counts, or few entries are kept, :func:`compact_entries` takes
-    less; it says at which fractions on which machine.
+    kept. Where memory counts, or few entries or whole tiles are kept,
+    :func:`compact_entries` takes less; it says at which fractions on which machine.
 
     A leaf under ``False`` may be of any numbers and have any gradient, as with
     :func:`keep_entries`; ``inner`` sees ``optax.MaskedNode`` in place of one that is no

@@ -34,8 +34,9 @@ class CompactEntriesState(NamedTuple):
       indices: for each leaf of which a mask array keeps a part, in the order of their
         paths as strings, the row-major positions of the kept entries, ascending: in
         the leaf, or in each of its blocks, whose grid is the shape of the first axes.
-        In unsigned integers, and filled up with the size of a block.
-      inner: the state of the wrapped optimizer, over arrays of kept entries.
+        In unsigned integers, and filled up with the size of a block. Where whole tiles
+        or rows are kept, positions and sizes count those.
+      inner: the state of the wrapped optimizer, over arrays of what is kept.
     """
 
     indices: tuple[jax.Array, ...] | jax.Array
@@ -56,17 +57,24 @@ def compact_entries(
 
     For an element-wise ``inner`` this is :func:`child_tuning_d` with less state: with
     Adam some :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
-    fraction, and time below some. On a CPU a step of AdamW with 0.5 % kept takes 0.8 of
-    the dense one, with 20 % 4.8 (``benchmarks.bench_state``). On an H100, by the bytes
-    that its compiled steps move (``benchmarks.compiled``), the limit should lie at a
-    third: this is reckoned, not timed. A TPU handles kept entries one by one; by the
-    instructions of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of
-    dense steps, temporaries of two to four times the leaf, and half a minute to compile
-    for a large one. Where time counts, take :func:`child_tuning_d` above that.
+    fraction, and time below some, which depends on how the mask lies:
+
+    - Single entries: on a CPU a step of AdamW with 0.5 % kept takes 0.8 of the dense
+      one, with 20 % 4.8 (``benchmarks.bench_state``). On an H100, by the bytes that its
+      compiled steps move (``benchmarks.compiled``), the limit should lie at a third:
+      this is reckoned, not timed. A TPU handles entries one by one; by the instructions
+      of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of dense steps,
+      temporaries of two to four times the leaf, and half a minute to compile for a
+      large one. Where time counts, take :func:`child_tuning_d` above that, or
+    - whole tiles of 8 rows and 128 columns, as ``top_fraction_mask(...,
+      granularity="tile")`` gives them, or whole rows of at least 128 entries. Where a
+      mask keeps all of each or nothing they are moved as such. With 20 % of the tiles a
+      step takes CPU_TILES of the dense one on a CPU, moves 0.56 of its bytes on an H100,
+      and on v5e 1.03, with temporaries of one leaf in float32: there 20 % is the limit.
 
     A leaf of some size is cut into a grid of equal blocks with a list of kept entries
     each: arrays of the grid's shape and one axis more, as long as the fullest block
-    needs. Sharding that divides blocks among devices divides lists and state with them,
+    needs, and behind it the axes of a tile or row. Sharding that divides blocks among devices divides lists and state with them,
     and then no entry leaves its device. The mask decides on the grid: it is as fine, up
     to 4096 blocks, as fills 80 % of all lists. Small leaves, or those of which the
     kept entries crowd in one corner, are one block with one vector.

@@ -207,6 +207,13 @@ RECIPE_PROMISES: dict[tuple[str, str, str], Promise] = {
     ("monitor_groups, adamw", "h100", "tree"): but(READINGS, launches=(1.2, 10)),
     ("compact_entries(adamw), 20.0%", "h100", "matrix"): _COMPACT,
     ("compact_entries(adamw), 0.5%", "h100", "matrix"): _COMPACT,
+    ("compact_entries(adamw), 20.0% in tiles", "h100", "matrix"): but(
+        ELEMENTWISE, launches=(2.0, 5)
+    ),
+    # XLA:TPU looks tiles up into an array, and adds that one afterwards.
+    ("compact_entries(adamw), 20.0% in tiles", "v5e:2x2", "matrix"): Promise(
+        moved=1.85, temporaries=1.01
+    ),
     ("lazy_rows(adam), looked-up rows", "h100", "table"): _LOOKED_UP,
     ("lazy_rows(adam), looked-up rows", "v5e:2x2", "table"): but(
         _LOOKED_UP, moved=0.45, temporaries=0.01

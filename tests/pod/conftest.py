@@ -24,10 +24,7 @@ class Unbroken:
         return flags(self.recipe, self.cache, out, steps=STEPS, keep=STEPS, **changes)
 
 
-@pytest.fixture(
-    scope="session",
-    params=["dropout_lion", pytest.param("everything", marks=pytest.mark.slow)],
-)
+@pytest.fixture(scope="session", params=["dropout_lion"])
 def unbroken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Unbroken:

@@ -9,8 +9,8 @@ import pytest
 from .conftest import STEPS, Unbroken
 from .runs import Run, finish, flags, saved, started, unfinished, wait_for
 
-KILLS = 21
-LONG = 80
+KILLS = 9
+LONG = 40
 
 
 def _assert_same_run(out: Path, want: Path, last: int) -> None:
@@ -64,6 +64,6 @@ def test_killed_many_times(tmp_path: Path) -> None:
             time.sleep(rng.choice((0.0, 0.002, 0.01, 0.03)))
             kills += run.kill()
         within += unfinished(out)
-    assert kills == KILLS and within >= 5, (kills, within)
+    assert kills == KILLS and within >= 2, (kills, within)
     finish(make(out), devices=1, log=log)
     _assert_same_run(out, want, LONG)

@@ -18,7 +18,10 @@ from .runs import Run, copy_until, finish, losses, saved, started
 # order does not matter, and everything is equal to the bit. With more terms it need
 # not be: the bound is for a machine whose libraries sum in another order.
 ROUNDING = 1e-5
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("unbroken", ["everything"], indirect=True, scope="session"),
+]
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ import optaxtricks as ot
 
 from .linen import unrolled
 from .models import Form, batch, hand_net, loss, plain_params
+from .recipes import RECIPES
 from .training import (
     assert_trains_as,
     each_form_and_recipe,
@@ -57,7 +58,7 @@ def gradients(axis: int, params: Any, tokens: Any, wanted: Any) -> Any:
     return jax.grad(lambda params: loss(hand_net(axis, params, tokens), wanted))(params)
 
 
-@each_form_and_recipe(FORMS, brief={"first": "", "second": ""})
+@each_form_and_recipe(FORMS, {"first": RECIPES, "second": ["everything"]})
 def test_trains_as_its_unrolled_twin(form: Form, recipe: str) -> None:
     assert_trains_as(unrolled(recipe), HandTrainer(form), recipe)
 

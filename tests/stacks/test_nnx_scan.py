@@ -107,6 +107,10 @@ def test_paths() -> None:
     assert paths(listed) == [*REST, *each]
 
 
-@each_form_and_recipe(AVERAGED, brief={"scanned": "inside", "mapped": ""})
+@each_form_and_recipe(
+    AVERAGED,
+    {"scanned": ["inside", "everything"], "mapped": ["everything"]},
+    brief="scanned-inside",
+)
 def test_trains_as_its_unrolled_twin(form: bool, recipe: str) -> None:
     assert_trains_as(unrolled(recipe, form), trainer(STACK, form), recipe)

@@ -5,7 +5,7 @@ so that those of two forms can be compared and exchanged.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,19 +20,18 @@ from .models import STEPS, Form, plain_params
 from .recipes import RECIPES
 
 
-def each_form_and_recipe(forms: Mapping[str, Any], *, brief: Mapping[str, str]) -> Any:
-    """Every form is trained by every recipe; most of them are slow."""
-    slow = lambda form, recipe: [] if brief[form] == recipe else [pytest.mark.slow]
-    return pytest.mark.parametrize(
-        ("form", "recipe"),
-        [
-            pytest.param(
-                forms[form], recipe, id=f"{form}-{recipe}", marks=slow(form, recipe)
-            )
-            for form in forms
-            for recipe in RECIPES
-        ],
-    )
+def each_form_and_recipe(
+    forms: Mapping[str, Any], taken: Mapping[str, Iterable[str]], *, brief: str = ""
+) -> Any:
+    """Every form is trained by the recipes taken; all cases but the brief one are slow."""
+    cases = {
+        f"{form}-{recipe}": (forms[form], recipe)
+        for form, recipes in taken.items()
+        for recipe in recipes
+    }
+    marks = lambda case: [] if case == brief else [pytest.mark.slow]
+    params = [pytest.param(*cases[case], id=case, marks=marks(case)) for case in cases]
+    return pytest.mark.parametrize(("form", "recipe"), params)
 
 
 def paths(tree: Any) -> list[str]:
