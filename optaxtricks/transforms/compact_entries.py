@@ -68,16 +68,17 @@ def compact_entries(
       large one. Where time counts, take :func:`child_tuning_d` above that, or
     - whole tiles of 8 rows and 128 columns, as ``top_fraction_mask(...,
       granularity="tile")`` gives them, or whole rows of at least 128 entries. Where a
-      mask keeps all of each or nothing they are moved as such. With 20 % of the tiles a
-      step takes CPU_TILES of the dense one on a CPU, moves 0.56 of its bytes on an H100,
-      and on v5e 1.03, with temporaries of one leaf in float32: there 20 % is the limit.
+      mask keeps all of each or nothing they are moved as such. With 20 % of the tiles
+      a step takes 1.4 of the dense one on a CPU. On an H100 it moves 0.56 of its bytes,
+      on v5e 1.03, with temporaries of one leaf in float32: there 20 % is the limit.
 
-    A leaf of some size is cut into a grid of equal blocks with a list of kept entries
-    each: arrays of the grid's shape and one axis more, as long as the fullest block
-    needs, and behind it the axes of a tile or row. Sharding that divides blocks among devices divides lists and state with them,
-    and then no entry leaves its device. The mask decides on the grid: it is as fine, up
-    to 4096 blocks, as fills 80 % of all lists. Small leaves, or those of which the
-    kept entries crowd in one corner, are one block with one vector.
+    A leaf of some size is cut into a grid of equal blocks with a list of what is kept
+    in each: arrays of the grid's shape and one axis more, as long as the fullest block
+    needs, and behind it the axes of a tile or row. Sharding that divides blocks among
+    devices divides lists and state with them, and then no entry leaves its device. The
+    mask decides on the grid: it is as fine, up to 4096 blocks, as fills 80 % of all
+    lists. Small leaves, or those of which the kept entries crowd in one corner, are one
+    block with one vector.
 
     ``inner`` sees the containers and paths of the parameters, so masks and labels by
     path work inside, but these arrays in place of matrices, with zeros where a list

@@ -23,7 +23,7 @@ from .recipes import RECIPES
 def each_form_and_recipe(
     forms: Mapping[str, Any], taken: Mapping[str, Iterable[str]], *, brief: str = ""
 ) -> Any:
-    """Every form is trained by the recipes taken; all cases but the brief one are slow."""
+    """Every form is trained by the recipes taken; all but the brief case are slow."""
     cases = {
         f"{form}-{recipe}": (forms[form], recipe)
         for form, recipes in taken.items()
