@@ -47,7 +47,7 @@ class Case:
       widens: updates of bfloat16 and float16 leaves come out as float32; of all others,
         here and elsewhere, they keep their dtype.
       by_structure: a part of it, Optax's own, wants the containers of `init` again.
-      slow: a variant of another row, which the contract tests take up among the slow
+      slow: a variant of another row, which some contract tests take up among the slow
         ones.
     """
 

@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import entry_blocks, piece_blocks
-from .block_grids import block_of, cut
+from .block_grids import block_of, cut, lists_sharding
 from .entry_masks import mask_arrays
-from .tiles import TILE
+from .piece_blocks import written_out
+from .tiles import TILE, has_tiles
 
 # Sharding cuts a leaf into equal parts: blocks are many enough to lie in one part each,
 # also on a pod, and where there is a choice whole tiles of (8, 128), as TPUs hold them.
 _TILES = ((8, 4, 2, 1), (128, 64, 32, 16))
 _MANY_CUTS, _MOST_CUTS = 8, 256
 _LEAST_BLOCK, _MOST_BLOCKS = 1024, 4096
-# Pieces that are kept whole are listed as such: tiles, or rows at least this long.
-_LEAST_ROW = 128
+# Pieces that are kept whole are listed as such: tiles, or rows at least this long, cut
+# into so many parts that devices may have one each.
+_LEAST_ROW, _MOST_PARTS = 128, 16
 # All lists are as long as the longest: finer grids would cost more memory than this.
 _PADDED = 1.25
 
@@ -43,9 +45,11 @@ class KeptEntries:
     def lists_shape(self, leaf: Any) -> tuple[int, ...]:
         """The shape of a leaf's lists: its grid of blocks, and the most kept in one.
 
-        A leaf of one block has no axes for the grid.
+        A leaf of one block has no axes for the grid. Behind them stands an axis of 1
+        for each of a piece, so that lists of rows, tiles and entries differ.
         """
-        return self._layout(jnp.shape(leaf)).lists
+        layout = self._layout(jnp.shape(leaf))
+        return (*layout.lists, *[1] * len(written_out(layout.piece)))
 
     def lists(self, leaf: Any) -> np.ndarray:
         """For each block, the row-major positions in it that are kept, ascending.
@@ -64,25 +68,31 @@ class KeptEntries:
         for row, block in zip(lists, blocks, strict=True):
             found = np.flatnonzero(block)
             row[: found.size] = found
-        return lists.reshape(shape)
+        return lists.reshape(self.lists_shape(leaf))
+
+    def sharding(self, leaf: Any) -> Any:
+        """Where the lists belong, beside a leaf whose place is known."""
+        return lists_sharding(leaf, self._layout(jnp.shape(leaf)).lists)
 
     def gathered(self, leaf: jax.Array, lists: jax.Array, *, index: Any) -> jax.Array:
         """What is kept of a leaf, laid out as its lists."""
-        piece = self._layout(leaf.shape).piece
+        piece, shape = self._layout(leaf.shape)
         if math.prod(piece) == 1:
             return entry_blocks.gathered(leaf, lists, index=index)
+        lists = lists.reshape(shape)
         return piece_blocks.gathered(leaf, lists, piece=piece, index=index)
 
     def scattered(
         self, values: jax.Array, lists: jax.Array, like: jax.Array
     ) -> jax.Array:
         """An array like `like` of what is kept; elsewhere of what changes nothing."""
-        piece = self._layout(like.shape).piece
+        piece, shape = self._layout(like.shape)
         if math.prod(piece) == 1:
             return entry_blocks.scattered(values, lists, like)
+        lists = lists.reshape(shape)
         return piece_blocks.scattered(values, lists, like, piece=piece)
 
-    def _layout(self, shape: tuple[int, ...]) -> "_Layout":
+    def _layout(self, shape: tuple[int, ...]) -> _Layout:
         if shape not in self._layouts:
             self._layouts[shape] = _layout(self._within(shape))
         return self._layouts[shape]
@@ -145,12 +155,11 @@ def _layout(mask: np.ndarray) -> _Layout:
 def _piece(mask: np.ndarray) -> tuple[int, ...]:
     """The pieces of which a mask keeps all entries or none."""
     entry = (1,) * mask.ndim
-    if mask.ndim < 2 or not mask.size:
-        return entry
-    row = (1, max(mask.shape[-1], _LEAST_ROW))  # a shorter one does not fit
-    for piece in ((*entry[2:], *end) for end in (TILE, row)):
-        if any(n % size for n, size in zip(mask.shape, piece, strict=True)):
-            continue
+    ends = [TILE] if has_tiles(mask.shape) else []
+    if mask.ndim > 1 and (row := mask.shape[-1]) >= _LEAST_ROW:
+        parts = 1 if row % _LEAST_ROW else math.gcd(row // _LEAST_ROW, _MOST_PARTS)
+        ends.append((1, row // parts))
+    for piece in [(*entry[2:], *end) for end in ends] if mask.size else []:
         parts = mask.reshape(cut(block_of(mask.shape, piece), piece))
         first = parts[(slice(None), slice(1)) * mask.ndim]
         if (parts == first).all():

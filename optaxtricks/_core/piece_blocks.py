@@ -41,7 +41,14 @@ def scattered(
     values: jax.Array, positions: jax.Array, like: jax.Array, *, piece: _Shape
 ) -> jax.Array:
     """An array like `like` of kept pieces' values; elsewhere what changes nothing."""
-    put = functools.partial(_scattered, shape=like.shape, piece=piece)
+    grid = grid_of(like.shape, positions.shape)
+    block = block_of(block_of(like.shape, piece), grid)
+    # Devices between which a block is cut add up what they find, and -0.0 + 0.0 is 0.0.
+    whole = all(
+        blocks % jax.device_count() == 0 or pieces == 1
+        for blocks, pieces in zip(grid, block, strict=True)
+    )
+    put = functools.partial(_scattered, shape=like.shape, piece=piece, padded=whole)
     there = placed(put, lists_sharding(like, positions.shape))(values, positions)
     return reshard_like(there, like)
 
@@ -59,15 +66,16 @@ def _gathered(
     parts = leaf.reshape(cut(grid, block, piece))
     # A TPU holds a matrix tile by tile; elsewhere to have tiles in a row is to copy.
     kept = jax.lax.platform_dependent(parts, where, tpu=_from_tiles, default=_from_rows)
-    kept = kept.reshape(*positions.shape, *piece[_first(piece) :])
+    kept = kept.reshape(*positions.shape, *written_out(piece))
     inside = inside.reshape(positions.shape + (1,) * (kept.ndim - positions.ndim))
     return jnp.where(inside, kept, jnp.zeros_like(kept))
 
 
 def _from_rows(parts: jax.Array, where: jax.Array) -> jax.Array:
     """The pieces at some places, of axes (block, piece, entry) for each of a leaf."""
-    blocks, pieces = range(0, parts.ndim, 3), range(1, parts.ndim, 3)
-    return _slices(parts, where, blocks, pieces, mode=_INSIDE)
+    axes = where.shape[-1]
+    blocks, pieces = range(0, 3 * axes, 3), range(1, 3 * axes, 3)
+    return _slices(parts, where, blocks, pieces, range(axes), mode=_INSIDE)
 
 
 def _from_tiles(parts: jax.Array, where: jax.Array) -> jax.Array:
@@ -75,12 +83,12 @@ def _from_tiles(parts: jax.Array, where: jax.Array) -> jax.Array:
     axes = where.shape[-1]
     parts = jnp.moveaxis(parts, range(2, 3 * axes, 3), range(2 * axes, 3 * axes))
     blocks, pieces = range(0, 2 * axes, 2), range(1, 2 * axes, 2)
-    return _slices(parts, where, blocks, pieces, mode=_INSIDE)
+    return _slices(parts, where, blocks, pieces, range(axes), mode=_INSIDE)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "piece"))
+@functools.partial(jax.jit, static_argnames=("shape", "piece", "padded"))
 def _scattered(
-    values: jax.Array, positions: jax.Array, shape: _Shape, piece: _Shape
+    values: jax.Array, positions: jax.Array, shape: _Shape, piece: _Shape, padded: bool
 ) -> jax.Array:
     grid = grid_of(shape, positions.shape)
     block = block_of(block_of(shape, piece), grid)
@@ -98,7 +106,7 @@ def _scattered(
     found = jax.lax.platform_dependent(
         values.reshape(*grid, listed, *piece),
         numbers[..., None],
-        tpu=_looked_up_padded,
+        tpu=_looked_up_padded if padded else _looked_up,
         default=_looked_up,
     )
     for i in range(axes):
@@ -108,17 +116,21 @@ def _scattered(
 
 def _looked_up(values: jax.Array, numbers: jax.Array) -> jax.Array:
     """The pieces of these numbers; past the last, what changes nothing."""
-    axes, fill = numbers.ndim // 2, negative_zero(values)
-    look = functools.partial(_slices, mode="fill", fill_value=fill)
-    return look(stored(values), numbers, range(axes), [axes])
+    return _at_numbers(values, numbers, mode="fill", fill_value=negative_zero(values))
 
 
 def _looked_up_padded(values: jax.Array, numbers: jax.Array) -> jax.Array:
     """The same of lists with such a piece at the end: to choose is a pass of a TPU."""
-    axes, fill = numbers.ndim // 2, jnp.full((), negative_zero(values), values.dtype)
-    more = [(0, int(i == axes), 0) for i in range(values.ndim)]
-    values = stored(jax.lax.pad(values, fill, more))
-    return _slices(values, numbers, range(axes), [axes], mode=_INSIDE)
+    fill = jnp.full((), negative_zero(values), values.dtype)
+    more = [(0, int(i == numbers.ndim // 2), 0) for i in range(values.ndim)]
+    return _at_numbers(jax.lax.pad(values, fill, more), numbers, mode=_INSIDE)
+
+
+def _at_numbers(values: jax.Array, numbers: jax.Array, **options: Any) -> jax.Array:
+    """Pieces, listed after axes of blocks, at numbers whose axes are (block, piece)."""
+    axes = numbers.ndim // 2
+    grid = range(0, 2 * axes, 2)
+    return _slices(stored(values), numbers, range(axes), [axes], grid, **options)
 
 
 def _slices(
@@ -126,26 +138,26 @@ def _slices(
     where: jax.Array,
     blocks: Sequence[int],
     pieces: Sequence[int],
+    blocks_of_where: Sequence[int],
     **options: Any,
 ) -> jax.Array:
-    """The slices at some places along the axes of pieces, block by block.
-
-    Blocks are the first axes of the places or, each before its pieces, every other.
-    """
-    places = range(where.ndim - 1)
-    step = len(places) // len(blocks)
+    """The slices at places along the axes of pieces, for each along those of blocks."""
+    places = where.ndim - 1
     sizes = [1 if i in (*blocks, *pieces) else n for i, n in enumerate(array.shape)]
     rest = array.ndim - len(blocks) - len(pieces)
     numbers = jax.lax.GatherDimensionNumbers(
-        offset_dims=tuple(range(len(places), len(places) + rest)),
+        offset_dims=tuple(range(places, places + rest)),
         collapsed_slice_dims=tuple(pieces),
         start_index_map=tuple(pieces),
         operand_batching_dims=tuple(blocks),
-        start_indices_batching_dims=tuple(places[::step][: len(blocks)]),
+        start_indices_batching_dims=tuple(blocks_of_where),
     )
     return jax.lax.gather(array, where, numbers, sizes, **options)
 
 
-def _first(piece: Sequence[int]) -> int:
-    """The first axis of a piece that is written out."""
-    return next(i for i, size in enumerate(piece) if size > 1)
+def written_out(piece: Sequence[int]) -> _Shape:
+    """The axes of a piece without leading ones of 1."""
+    sizes = [*piece]
+    while sizes and sizes[0] == 1:
+        del sizes[0]
+    return tuple(sizes)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .block_grids import placed
 
 TILE = (8, 128)
 
@@ -18,22 +20,32 @@ def has_tiles(shape: Sequence[int]) -> bool:
 
 
 def tile_sums(leaf: jax.Array) -> jax.Array:
-    """The sum of each tile of a concrete array, at least in float32."""
-    return _tile_sums(_with_auto_axes(leaf))
+    """The sum of each tile of a concrete array, at least in float32.
+
+    No tile is cut by devices, so that its entries are added up in one order.
+    """
+    there = _whole_tiles(leaf)
+    if there is not None:
+        leaf = jax.device_put(leaf, there)
+    return placed(_tile_sums, there)(leaf)
 
 
 def spread_over_tiles(values: jax.Array, like: jax.Array) -> jax.Array:
     """An array of the shape and place of `like`, equal in each tile."""
-    return jax.device_put(_spread(values), like.sharding)
+    spread = placed(_spread, _whole_tiles(like))
+    return jax.device_put(spread(values), like.sharding)
 
 
-def _with_auto_axes(leaf: jax.Array) -> jax.Array:
-    """The array, its axes of no concern to types: tiles may lie across devices."""
+def _whole_tiles(leaf: jax.Array) -> NamedSharding | None:
+    """The place of a leaf, less what of it would cut tiles."""
     if not isinstance(there := leaf.sharding, NamedSharding):
-        return leaf
-    auto = (AxisType.Auto,) * len(there.mesh.axis_names)
-    mesh = there.mesh.update(axis_types=auto)
-    return jax.device_put(leaf, NamedSharding(mesh, there.spec))
+        return None
+    spec = [*there.spec, *[None] * (leaf.ndim - len(there.spec))]
+    for axis, size in zip((-2, -1), TILE, strict=True):
+        cut = NamedSharding(there.mesh, PartitionSpec(*spec)).shard_shape(leaf.shape)
+        if cut[axis] % size:
+            spec[axis] = None
+    return NamedSharding(there.mesh, PartitionSpec(*spec))
 
 
 @jax.jit

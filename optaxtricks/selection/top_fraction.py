@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from .._core.top_entries import invalid, largest
 Scope = Literal["global", "leaf"]
 Rule = Literal["exact", "percentile"]
 Granularity = Literal["element", "tile"]
-_Named: TypeAlias = Sequence[tuple[str, Any]]
-_Axes: TypeAlias = Sequence[int | None] | None
 
 
 def top_fraction_mask(
@@ -54,11 +52,11 @@ def top_fraction_mask(
     touch), the percentile is zero and *everything* is kept; the exact rule then fills
     up with zero scores by position.
 
-    With ``granularity="tile"`` whole tiles of 8 rows and 128 columns are ranked by
-    the sum of their scores, and :math:`n` counts tiles. So a TPU holds a matrix, and
-    :func:`compact_entries` moves tiles at the speed of its memory, where it handles
-    single entries one by one. For whole rows give sums of rows, of shape ``(n, 1)``:
-    the mask then has that shape, and broadcasts.
+    With ``granularity="tile"`` whole tiles of 8 rows and 128 columns are ranked, by the
+    sums of their scores in float32, and :math:`n` and :math:`k` count tiles. A TPU
+    holds matrices in such tiles: :func:`compact_entries` moves them at the speed of its
+    memory, but single entries one by one. For whole rows give sums of rows, of shape
+    ``(n, 1)``, as scores: their mask broadcasts.
 
     Nothing is sorted, concatenated or gathered. The threshold is found by bisection
     on the bits of the scores, and ties are cut by bisection on position; both count
@@ -66,12 +64,12 @@ def top_fraction_mask(
     of ``jit``; what it compiles serves all leaves of a shape.
 
     Guarantees:
-      - ``rule="exact"`` keeps exactly :math:`k` entries, ties or not.
+      - ``rule="exact"`` keeps exactly :math:`k` entries or tiles, ties or not.
       - The layers of a ``stacked`` leaf get the masks that they would get as leaves.
       - The mask is the same on any sharding; over several devices only counts travel,
-        and masks are sharded like their scores.
-      - float16, bfloat16, float32 and float64 are ranked without rounding; infinity
-        ranks first, and -0.0 as 0.0.
+        and scores of tiles that are cut. Masks are sharded like their scores.
+      - float16, bfloat16, float32 and float64 are ranked without rounding, sums of
+        tiles aside; infinity ranks first, and -0.0 as 0.0.
 
     Args:
       scores: a tree of non-negative scores, as :func:`fisher_information` gives it.
@@ -146,8 +144,13 @@ def top_fraction_mask(
     held = [x if c else None for (_, x), c in zip(nodes, chosen, strict=True)]
     axes = layer_axes(jax.tree.unflatten(layout, held), stacked)
     alone = axes if scope == "leaf" else None
-    make = _masks if granularity == "element" else _tile_masks
-    masks = iter(make(named, alone, float(keep_fraction), rule))
+    leaves, ranking = _checked(named), (alone, float(keep_fraction), rule)
+    if granularity == "element":
+        masks = iter(_masks(leaves, *ranking))
+    else:
+        _check_tiles([path for path, _ in named], leaves, axes)
+        tiles = _masks([tile_sums(leaf) for leaf in leaves], *ranking)
+        masks = map(spread_over_tiles, tiles, leaves)
     return jax.tree.unflatten(layout, [next(masks) if c else True for c in chosen])
 
 
@@ -161,7 +164,7 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _checked(named: _Named) -> list[jax.Array]:
+def _checked(named: Sequence[tuple[str, Any]]) -> list[jax.Array]:
     """The scores as arrays that can be ranked."""
     leaves = [_as_floats(path, leaf) for path, leaf in named]
     if not any(leaf.size for leaf in leaves):
@@ -173,34 +176,31 @@ def _checked(named: _Named) -> list[jax.Array]:
     return leaves
 
 
-def _masks(named: _Named, axes: _Axes, fraction: float, rule: Rule) -> list[jax.Array]:
-    """Masks of leaves that are ranked together or, given their layer axes, alone."""
-    return _best(_checked(named), axes, fraction, rule)
-
-
-def _tile_masks(
-    named: _Named, axes: _Axes, fraction: float, rule: Rule
-) -> list[jax.Array]:
-    """The same of whole tiles."""
-    leaves = _checked(named)
-    for (path, _), leaf, axis in zip(
-        named, leaves, axes or [None] * len(named), strict=True
-    ):
-        cut = axis is not None and axis >= leaf.ndim - len(TILE)
-        if cut or not has_tiles(leaf.shape):
-            layers = f" with layers on axis {axis}" if cut else ""
+def _check_tiles(
+    paths: Sequence[str], leaves: Sequence[jax.Array], axes: Sequence[int | None]
+) -> None:
+    for path, leaf, axis in zip(paths, leaves, axes, strict=True):
+        if not has_tiles(leaf.shape):
             raise ValueError(
                 "granularity='tile' needs leaves whose last two axes are multiples of "
-                f"{TILE}, but the leaf at {path!r} has shape {leaf.shape}{layers}: "
-                "leave it out with where."
+                f"{TILE}, but the leaf at {path!r} has shape {leaf.shape}: leave it "
+                "out with where."
             )
-    kept = _best([tile_sums(leaf) for leaf in leaves], axes, fraction, rule)
-    return [spread_over_tiles(k, leaf) for k, leaf in zip(kept, leaves, strict=True)]
+        if axis is not None and axis >= leaf.ndim - len(TILE):
+            raise ValueError(
+                f"granularity='tile' needs layers on an axis before the last two, but "
+                f"of the leaf at {path!r}, of shape {leaf.shape}, they lie on axis "
+                f"{axis}: leave it out with where."
+            )
 
 
-def _best(
-    leaves: list[jax.Array], axes: _Axes, fraction: float, rule: Rule
+def _masks(
+    leaves: list[jax.Array],
+    axes: Sequence[int | None] | None,
+    fraction: float,
+    rule: Rule,
 ) -> list[jax.Array]:
+    """Masks of leaves that are ranked together or, given their layer axes, alone."""
     groups = [(leaves, None)]
     if axes is not None:
         groups = [([leaf], axis) for leaf, axis in zip(leaves, axes, strict=True)]

@@ -11,7 +11,6 @@ import optax
 
 from .._core import checks, update_checks
 from .._core.alignment import params_like
-from .._core.block_grids import lists_sharding
 from .._core.build import transformation
 from .._core.entry_masks import EntryMask, check_made_with, leafless, unboxed
 from .._core.frozen_leaves import check_masked_leaves, filled, nothing_for
@@ -34,8 +33,9 @@ class CompactEntriesState(NamedTuple):
       indices: for each leaf of which a mask array keeps a part, in the order of their
         paths as strings, the row-major positions of the kept entries, ascending: in
         the leaf, or in each of its blocks, whose grid is the shape of the first axes.
-        In unsigned integers, and filled up with the size of a block. Where whole tiles
-        or rows are kept, positions and sizes count those.
+        In unsigned integers, and filled up with the size of a block. Where whole rows
+        or tiles are kept, positions and sizes count those, and one axis of 1 or two end
+        the shape.
       inner: the state of the wrapped optimizer, over arrays of what is kept.
     """
 
@@ -56,21 +56,23 @@ def compact_entries(
         u_{\bar I} \leftarrow -0, \qquad I = \{i : M_i\}.
 
     For an element-wise ``inner`` this is :func:`child_tuning_d` with less state: with
-    Adam some :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
-    fraction, and time below some, which depends on how the mask lies:
+    Adam 8 to :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
+    fraction, and time below some, which depends on how the mask lies. A mask may keep
 
-    - Single entries: on a CPU a step of AdamW with 0.5 % kept takes 0.8 of the dense
-      one, with 20 % 4.8 (``benchmarks.bench_state``). On an H100, by the bytes that its
-      compiled steps move (``benchmarks.compiled``), the limit should lie at a third:
-      this is reckoned, not timed. A TPU handles entries one by one; by the instructions
-      of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of dense steps,
-      temporaries of two to four times the leaf, and half a minute to compile for a
-      large one. Where time counts, take :func:`child_tuning_d` above that, or
+    - single entries. On a CPU a step of AdamW with 0.5 % kept takes 0.8 of the dense
+      one, with 20 % about 4 (``benchmarks.bench_state``). On an H100, by the bytes that
+      its compiled steps move (``benchmarks.compiled``), the limit should lie at a
+      third: this is reckoned, not timed. A TPU handles entries one by one; by the
+      instructions of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of
+      dense steps, temporaries of two to four times the leaf, and half a minute to
+      compile for a large one. Where time counts, take :func:`child_tuning_d` above
+      that, or a mask of
     - whole tiles of 8 rows and 128 columns, as ``top_fraction_mask(...,
       granularity="tile")`` gives them, or whole rows of at least 128 entries. Where a
-      mask keeps all of each or nothing they are moved as such. With 20 % of the tiles
-      a step takes 1.4 of the dense one on a CPU. On an H100 it moves 0.56 of its bytes,
-      on v5e 1.03, with temporaries of one leaf in float32: there 20 % is the limit.
+      mask keeps all of each or nothing they are moved as such; one entry that strays
+      makes the leaf one of single entries. With 20 % of the tiles a step takes 1.4 of
+      the dense one on a CPU; on an H100 it moves 0.56 of the dense one's bytes, and on
+      v5e 1.03 in float32, with temporaries of one leaf, and 0.74 in bfloat16.
 
     A leaf of some size is cut into a grid of equal blocks with a list of what is kept
     in each: arrays of the grid's shape and one axis more, as long as the fullest block
@@ -78,7 +80,7 @@ def compact_entries(
     devices divides lists and state with them, and then no entry leaves its device. The
     mask decides on the grid: it is as fine, up to 4096 blocks, as fills 80 % of all
     lists. Small leaves, or those of which the kept entries crowd in one corner, are one
-    block with one vector.
+    block with one list.
 
     ``inner`` sees the containers and paths of the parameters, so masks and labels by
     path work inside, but these arrays in place of matrices, with zeros where a list
@@ -92,7 +94,9 @@ def compact_entries(
     decide on the shapes of the state. Save it beside the checkpoint.
 
     Guarantees:
-      - For an element-wise ``inner`` kept entries move as they do without the mask.
+      - For an element-wise ``inner`` kept entries move as they do without the mask; but
+        compiled, sums and products may round otherwise, and where a list lies on other
+        devices than its block, -0.0 may become 0.0.
       - Entries that are not kept get -0.0, which leaves every float as it is, and
         their gradients, NaN included, are never read.
       - A leaf under ``False`` may be of any numbers and have any gradient, as with
@@ -198,7 +202,7 @@ def _part(kept: KeptEntries, leaf: Any) -> _Part:
 
 def _placed_lists(kept: KeptEntries, leaf: Any) -> jax.Array:
     lists = jnp.array(kept.lists(leaf))
-    there = lists_sharding(leaf, lists.shape) if isinstance(leaf, jax.Array) else None
+    there = kept.sharding(leaf) if isinstance(leaf, jax.Array) else None
     if there is None:
         return lists
     move = jax.sharding.reshard if isinstance(leaf, jax.core.Tracer) else jax.device_put

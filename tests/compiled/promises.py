@@ -149,7 +149,7 @@ PROMISES: dict[str, Promise] = {
     "keep_entries_rescaled": ELEMENTWISE,
     "keep_entries_broadcast": ELEMENTWISE,
     "compact_entries": _HALF_KEPT,
-    "compact_entries_broadcast": _HALF_KEPT,
+    "compact_entries_broadcast": but(_HALF_KEPT, launches=(2.0, 9)),
     "child_tuning_d": _on_momentum,
     "child_tuning_d_decayed": _on_momentum,
     "child_tuning_d_broadcast": _on_momentum,

@@ -1,6 +1,8 @@
 """Whole rows and tiles that a mask keeps, taken out and put back as such."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
@@ -26,6 +28,7 @@ PIECES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "one tile": ((8, 128), (1, 1), (8, 128)),
     "layers": ((4, 16, 128), (4, 1, 1), (8, 128)),
     "rows": ((50, 130), (50, 1), (130,)),
+    "rows in parts": ((48, 512), (48, 1), (128,)),
     "rows of layers": ((4, 6, 129), (4, 6, 1), (129,)),
     "short rows": ((50, 100), (50, 1), ()),
 }
@@ -64,7 +67,9 @@ def test_pieces_walk_as_under_child_tuning(name: str, dtype: str) -> None:
     assert_same(got, walk(ot.child_tuning_d(INNER, mask), params)[0])
     (trace,) = jax.tree.leaves(state.inner)
     (lists,) = state.indices
-    assert trace.shape == (*lists.shape, *piece)
+    ones = (1,) * len(piece)
+    assert lists.shape[lists.ndim - len(piece) :] == ones
+    assert trace.shape == (*lists.shape[: lists.ndim - len(piece)], *piece)
     kept = mask.sum() // math.prod(piece)
     assert kept <= lists.size <= 1.25 * kept
 
@@ -111,3 +116,36 @@ def test_under_vmap_pieces_of_each_model_move() -> None:
     grads = values((3, *mask.shape), jnp.float32, 0)
     got, _ = jax.vmap(tx.update)(grads, jax.vmap(tx.init)(grads))
     assert_same(got, jnp.stack([tx.update(g, tx.init(g))[0] for g in grads]))
+
+
+def test_state_of_other_pieces_is_refused() -> None:
+    rows, tiles = np.arange(8)[:, None] == 0, np.ones((8, 128), bool)
+    params, makes = jnp.ones((8, 128)), (rows, tiles, np.eye(8, 128, dtype=bool))
+    for one, other in itertools.permutations(makes, 2):
+        state = ot.compact_entries(INNER, one).init(params)
+        with pytest.raises(ValueError, match="mask"):
+            ot.compact_entries(INNER, other).update(params, state, params)
+
+
+@pytest.fixture
+def as_on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs take a TPU's branches, and those traced before or here are forgotten."""
+    choose = lambda *args, default, tpu=None, **others: (tpu or default)(*args)
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+# With one device, and with so many that lists may lie apart from blocks.
+@pytest.mark.parametrize("devices", [1, 2**20])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_tpus_branch_does_the_same(
+    name: str, devices: int, as_on_a_tpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = mask_of(name)
+    grads = np.random.default_rng(1).standard_normal(mask.shape, np.float32)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    tx = ot.compact_entries(optax.identity(), mask)
+    got, _ = tx.update(np.where(mask, grads, np.nan), tx.init(grads))
+    np.testing.assert_array_equal(bits(got), bits(np.where(mask, grads, -0.0)))
