@@ -70,9 +70,10 @@ def compact_entries(
     - whole tiles of 8 rows and 128 columns, as ``top_fraction_mask(...,
       granularity="tile")`` gives them, or whole rows of at least 128 entries. Where a
       mask keeps all of each or nothing they are moved as such; one entry that strays
-      makes the leaf one of single entries. With 20 % of the tiles a step takes 1.4 of
-      the dense one on a CPU; on an H100 it moves 0.56 of the dense one's bytes, and on
-      v5e 1.03 in float32, with temporaries of one leaf, and 0.74 in bfloat16.
+      makes the leaf one of single entries. By its bytes a step costs no more than the
+      dense one up to half of the tiles on an H100, and on v5e up to 15 % in float32,
+      with temporaries of one leaf, and beyond 30 % in bfloat16. On a CPU it takes 1.4
+      of the dense one's time with 20 % of the tiles.
 
     A leaf of some size is cut into a grid of equal blocks with a list of what is kept
     in each: arrays of the grid's shape and one axis more, as long as the fullest block
