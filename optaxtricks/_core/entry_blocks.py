@@ -21,6 +21,7 @@ import numpy as np
 from .block_grids import block_of, coordinates, cut, grid_of, lists_sharding, placed
 from .entry_masks import negative_zero
 from .shardings import on_device, reshard_like
+from .tiles import has_tiles
 
 # Of so many entries one is kept where a CPU had better not join blocks.
 _FEW = 32
@@ -93,7 +94,7 @@ def _take(
     """The entries at positions in each block."""
     where = coordinates(at, block)
     parts = leaf.reshape(cut(grid, block))
-    if tiled and _has_tiles(block):
+    if tiled and has_tiles(block):
         parts, where = _tiles(parts), _tile_coordinates(where)
     take = lambda part, *where: part.at[where].get(mode="promise_in_bounds")
     for axis in reversed(range(len(grid))):
@@ -106,7 +107,7 @@ def _put(
 ) -> jax.Array:
     """Blocks of nothing, into which each value is written."""
     where = coordinates(positions.astype(jnp.int32), block)
-    if tiled := _has_tiles(block):
+    if tiled := has_tiles(block):
         block, where = _tiled_shape(block), _tile_coordinates(where)
     empty = jnp.full(block, negative_zero(values), values.dtype)
     put = lambda value, *where: empty.at[where].set(
@@ -212,10 +213,6 @@ def _firsts(grid: Sequence[int], size: int) -> jax.Array:
 
 # A TPU holds a matrix as tiles of (8, 128), so that blocks of it lie apart only as
 # tiles do: cut into blocks of rows of entries it would be copied.
-def _has_tiles(block: _Shape) -> bool:
-    return len(block) > 1 and block[-2] % 8 == 0 and block[-1] % 128 == 0
-
-
 def _tiled_shape(block: _Shape) -> _Shape:
     return (*block[:-2], block[-2] // 8, block[-1] // 128, 8, 128)
 
