@@ -53,10 +53,10 @@ def top_fraction_mask(
     up with zero scores by position.
 
     With ``granularity="tile"`` whole tiles of 8 rows and 128 columns are ranked, by the
-    sums of their scores in float32, and :math:`n` and :math:`k` count tiles. A TPU
-    holds matrices in such tiles: :func:`compact_entries` moves them at the speed of its
-    memory, but single entries one by one. For whole rows give sums of rows, of shape
-    ``(n, 1)``, as scores: their mask broadcasts.
+    sums of their scores, at least in float32, and :math:`n` and :math:`k` count tiles.
+    A TPU holds matrices in such tiles: :func:`compact_entries` moves them whole, but
+    single entries one by one. For whole rows give sums of rows, of shape ``(n, 1)``, as
+    scores, with ``granularity="element"``: their mask broadcasts.
 
     Nothing is sorted, concatenated or gathered. The threshold is found by bisection
     on the bits of the scores, and ties are cut by bisection on position; both count
