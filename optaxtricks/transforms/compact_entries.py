@@ -59,8 +59,8 @@ def compact_entries(
     Adam 8 to :math:`12 k` bytes in place of :math:`8 n`. It saves memory at any kept
     fraction, and time below some, which depends on how the mask lies. A mask may keep
 
-    - single entries. On a CPU a step of AdamW with 0.5 % kept takes 0.8 of the dense
-      one, with 20 % about 4 (``benchmarks.bench_state``). On an H100, by the bytes that
+    - single entries. On a CPU a step of AdamW with 0.5 % kept takes 0.9 of the dense
+      one, with 20 % 3.8 (``benchmarks.bench_state``). On an H100, by the bytes that
       its compiled steps move (``benchmarks.compiled``), the limit should lie at a
       third: this is reckoned, not timed. A TPU handles entries one by one; by the
       instructions of its kernels the limit on v5e is about 0.1 %, and 20 % take tens of
@@ -72,7 +72,7 @@ def compact_entries(
       mask keeps all of each or nothing they are moved as such; one entry that strays
       makes the leaf one of single entries. By its bytes a step costs no more than the
       dense one up to half of the tiles on an H100, and on v5e up to 15 % in float32,
-      with temporaries of one leaf, and beyond 30 % in bfloat16. On a CPU it takes 1.4
+      with temporaries of one leaf, and beyond 30 % in bfloat16. On a CPU it takes 1.3
       of the dense one's time with 20 % of the tiles.
 
     A leaf of some size is cut into a grid of equal blocks with a list of what is kept
