@@ -128,6 +128,15 @@ class Module:
     computations: dict[str, Computation]
     entry: Computation
 
+    def home(self, one: Instruction) -> Computation:
+        """The computation that an instruction stands in."""
+        return self._homes[one.name]
+
+    @functools.cached_property
+    def _homes(self) -> dict[str, Computation]:
+        every = self.computations.values()
+        return {one.name: home for home in every for one in home.instructions}
+
 
 def parse(text: str) -> Module:
     """The computations of a module's text.

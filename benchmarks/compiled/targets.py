@@ -18,6 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _TPU = re.compile(r"(?:v\d\w?|tpu7x):\d+x\d+(?:x\d+)?")
 # GpuTargetConfigProto of each card, from its data sheet.
 _CARDS = {"h100": pathlib.Path(__file__).with_name("h100.txt")}
+_CARD = re.compile(r"h100(?::[1-8])?")
+# Without these the compiler takes a chip of v4 for two devices, and a slice of one chip
+# for a part of a host.
+_TOPOLOGY_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+_SINGLE_CHIPS = ("v5e:1x1", "v6e:1x1")
 # What libtpu reads when it is loaded: to look for no device, to load a second time in
 # another process, and to be quiet.
 _LIBTPU = {
@@ -34,54 +39,61 @@ _PACKAGES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda12"}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine by its name: ``h100``, or a TPU topology such as ``v5e:2x2``."""
+    """A machine by its name: ``h100:8``, or a TPU topology such as ``v5e:2x2``."""
 
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in _CARDS and not _TPU.fullmatch(self.name):
+        if not (_CARD.fullmatch(self.name) or _TPU.fullmatch(self.name)):
             raise ValueError(
-                f"target must be one of {', '.join(_CARDS)} or a TPU topology such as "
+                "target must be h100, as many as h100:8, or a TPU topology such as "
                 f"v5e:2x2, v5p:2x2x1, v6e:16x16 or tpu7x:2x2x1, got {self.name!r}."
             )
 
     @property
     def platform(self) -> str:
         """Its compiler: "cuda" or "tpu"."""
-        return "cuda" if self.name in _CARDS else "tpu"
+        return "cuda" if _CARD.fullmatch(self.name) else "tpu"
 
     def mesh(self) -> Mesh:
-        """All its devices, on axes "x" and "y" of about one length.
+        """All its devices, on axes "x" and "y" of about one length."""
+        count = len(self.devices())
+        rows = max(d for d in range(1, math.isqrt(count) + 1) if not count % d)
+        grid = np.asarray(self.devices()).reshape(rows, -1)
+        return Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+    def devices(self) -> list[Any]:
+        """All its devices.
 
         Raises:
           ModuleNotFoundError: the compiler is not installed.
           ValueError: the compiler knows no such topology.
         """
-        return _mesh(self.name, self.platform)
+        return _devices(self.name, self.platform)
 
 
 @functools.lru_cache
-def _mesh(name: str, platform: str) -> Mesh:
+def _devices(name: str, platform: str) -> list[Any]:
     package = _PACKAGES[platform]
     if not _is_installed(package):
         raise ModuleNotFoundError(
             f"{package} is not installed, without which nothing compiles for {name}. "
             "Run `make compiled`, or `pip install 'optaxtricks[compiled]'`."
         )
-    options: dict[str, Any] = {"topology_name": name}
+    options: dict[str, Any]
+    kind, _, size = name.partition(":")
     if platform == "tpu":
         os.environ |= _LIBTPU
+        options = {"topology_name": name, **_TOPOLOGY_OPTIONS.get(kind, {})}
+        if name in _SINGLE_CHIPS:
+            options["chips_per_host_bounds"] = (1, 1, 1)
     else:
-        options = {"target_config": _CARDS[name].read_text(), "topology": "1x1x1"}
+        card = _CARDS[kind].read_text()
+        options = {"target_config": card, "topology": f"1x1x{size or 1}"}
     try:
-        devices = topologies.get_topology_desc(platform=platform, **options).devices
+        return topologies.get_topology_desc(platform=platform, **options).devices
     except Exception as error:  # whatever the compiler raises
         raise ValueError(f"no compiler takes the topology {name!r}: {error}") from error
-    rows = max(
-        d for d in range(1, math.isqrt(len(devices)) + 1) if not len(devices) % d
-    )
-    grid = np.asarray(devices).reshape(rows, -1)
-    return Mesh(grid, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
 def _is_installed(package: str) -> bool:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from .hlo import COLLECTIVES, VIEWS, Array, Computation, Instruction, Module
+from .loops import trips
 
 _FREE = VIEWS | frozenset(
     "parameter constant after-all iota partition-id replica-id add-dependency "
@@ -130,7 +131,7 @@ def traffic(module: Module) -> Traffic:
             if (kind := one.op.removesuffix("-done")) in COLLECTIVES
             for array in one.results
         ],
-        loops=[Loop(_trips(one), one.line) for one in found if one.op == "while"],
+        loops=[Loop(trips(w, module), w.line) for w in found if w.op == "while"],
         host=[one.line for one in found if _talks_to_the_host(one)],
     )
 
@@ -163,7 +164,7 @@ class _Reader:
             if one.op == "while":
                 for name in one.called:
                     inner = self.module.computations[name]
-                    yield from self.work_of(inner, times * (_trips(one) or 1))
+                    yield from self.work_of(inner, times * (trips(one, self.module) or 1))
             elif one.op == "conditional":
                 sides = [
                     list(self.work_of(self.module.computations[name], times))
@@ -259,10 +260,6 @@ def _is_free(one: Instruction) -> bool:
     if one.op == "custom-call":
         return any(f'"{name}"' in one.attributes for name in _FREE_CALLS)
     return one.op in _FREE
-
-
-def _trips(loop: Instruction) -> int | None:
-    return loop.number(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 def _talks_to_the_host(one: Instruction) -> bool:

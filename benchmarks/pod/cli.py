@@ -7,9 +7,13 @@ from typing import Any
 from ..finetune.cli import Parser, check_writable, count, rate
 from ..finetune.errors import InputError
 from . import hosts
-from .placement import parse_mesh
+from .mesh import parse_mesh
+from .parts import REMATS
+from .parts import SIZES as DECODERS
 from .recipes import RECIPES
 from .work import SIZES
+
+LENGTHS = {"tiny": 64} | dict.fromkeys(("1b", "8b", "70b"), 2048)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -20,6 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     recipe = RECIPES[options.recipe]
     options.learning_rate = options.learning_rate or recipe.learning_rate
     options.set = {**recipe.options, **_changes(options)}
+    options.length = options.length or LENGTHS.get(options.model, 32)
     if options.keep < 2:
         raise InputError(f"--keep: must be at least 2, got {options.keep}.")
     check_writable(options.out)
@@ -28,10 +33,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def settings(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for a run to go on from a checkpoint."""
-    same = ("model", "recipe", "learning_rate", "steps", "batch_size", "seed")
+    same = ("model", "recipe", "learning_rate", "steps", "batch_size", "microbatches")
     return {
         **work,
-        **{name: getattr(options, name) for name in same},
+        **{name: getattr(options, name) for name in (*same, "seed")},
         **options.set,
     }
 
@@ -60,16 +65,19 @@ def _parser() -> Parser:
         description="Trains on one process or on many, and goes on after a crash.",
     )
     add = parser.add_argument
-    add("--model", choices=("synthetic", "encoder"), default="synthetic")
+    models = "synthetic", "encoder", *DECODERS
+    add("--model", choices=models, default="synthetic", help="numbers: a decoder")
     add("--size", choices=tuple(SIZES), default="small", help="of a synthetic model")
     add("--pretrained", type=pathlib.Path, metavar="DIR", help="BERT or RoBERTa folder")
     add("--task", type=pathlib.Path, metavar="DIR", help="train.jsonl and dev.jsonl")
-    add("--length", type=count, default=32, help="tokens of a text that are read")
+    add("--length", type=count, help="tokens of a text that are read")
     add("--recipe", choices=tuple(RECIPES), default="dropout_lion")
     add("--set", action="append", default=[], metavar="NAME=X", help="recipe's option")
     add("--learning-rate", type=rate, help="peak rate")
     add("--steps", type=count, default=100)
     add("--batch-size", type=count, default=32, help="of all devices together")
+    add("--microbatches", type=count, default=1, help="a batch's parts, one by one")
+    add("--remat", choices=tuple(REMATS), default="layer", help="a decoder keeps less")
     add("--seed", type=int, default=0)
     add("--mesh", metavar="data=N,model=M", help="devices by axis")
     add("--out", type=pathlib.Path, required=True, help="a folder all hosts see")

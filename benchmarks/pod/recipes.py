@@ -14,9 +14,11 @@ import optax
 
 import optaxtricks as ot
 
-# Leaf paths look like "encoder/layers/0/attention/query/kernel" and "head/bias".
+# Leaf paths look like "encoder/layers/0/attention/query/kernel" and "head/bias"; those
+# of a decoder like "layers/attention/query/kernel", with an axis for the layers.
 TABLE = r"word/embedding$"
 KERNELS = r"kernel$"
+ADAPTER = r"^side/|/lora_[ab]$"
 DECAYED = r"(kernel|embedding)$"  # neither biases nor LayerNorm scales
 
 
@@ -27,12 +29,20 @@ class Setup:
     learning_rate: optax.Schedule
     seed: int
     mask: Any  # which entries of every leaf are trained, for recipes that choose some
+    params: Any  # their shapes
+    stacked: str | None  # the leaves with an axis for the layers, if there are any
     options: Mapping[str, float]
 
 
 def decayed(params: Any) -> Any:
     """Which leaves weight decay acts on."""
     return ot.select(params, DECAYED)
+
+
+def adamw(setup: Setup) -> optax.GradientTransformation:
+    """AdamW."""
+    decay = setup.options["weight_decay"]
+    return optax.adamw(setup.learning_rate, weight_decay=decay, mask=decayed)
 
 
 def lion(setup: Setup) -> optax.GradientTransformation:
@@ -48,14 +58,23 @@ def dropout_lion(setup: Setup) -> optax.GradientTransformation:
 
 
 def tiger(setup: Setup) -> optax.GradientTransformation:
-    """Tiger, whose momentum accumulates gradients over a window."""
-    return ot.tiger(
+    """Tiger, whose momentum accumulates gradients over a window; layer by layer."""
+    tx = ot.tiger(
         setup.learning_rate,
         weight_decay=setup.options["weight_decay"],
         accumulate_steps=int(setup.options["accumulate_steps"]),
         embeddings=TABLE,
         shrink_to_one=r"scale$",
     )
+    return tx if setup.stacked is None else ot.per_layer(tx, setup.stacked)
+
+
+def bfloat16_lion(setup: Setup) -> optax.GradientTransformation:
+    """Lion with parameters and momentum in bfloat16, rounded at random."""
+    decay = setup.options["weight_decay"]
+    rate, dtype = setup.learning_rate, jnp.bfloat16
+    tx = ot.lion(rate, mu_dtype=dtype, weight_decay=decay, mask=decayed)
+    return optax.chain(tx, ot.round_stochastically(key=setup.seed))
 
 
 def lazy_lion(setup: Setup) -> optax.GradientTransformation:
@@ -65,14 +84,23 @@ def lazy_lion(setup: Setup) -> optax.GradientTransformation:
 
 def child_tuning_f(setup: Setup) -> optax.GradientTransformation:
     """AdamW behind gradient dropout."""
-    decay = setup.options["weight_decay"]
-    adamw = optax.adamw(setup.learning_rate, weight_decay=decay, mask=decayed)
-    return ot.child_tuning_f(adamw, setup.options["keep_rate"], key=setup.seed)
+    return ot.child_tuning_f(adamw(setup), setup.options["keep_rate"], key=setup.seed)
 
 
 def child_tuning_d(setup: Setup) -> optax.GradientTransformation:
     """Lion on a part of the entries alone."""
     return ot.child_tuning_d(lion(setup), setup.mask)
+
+
+def compact(setup: Setup) -> optax.GradientTransformation:
+    """AdamW on a part of the entries alone, with state for these alone."""
+    mask = random_blocks(setup.params, setup.options["kept"], setup.seed)
+    return ot.compact_entries(adamw(setup), mask)
+
+
+def side(setup: Setup) -> optax.GradientTransformation:
+    """AdamW on the adapter alone."""
+    return ot.ladder(adamw(setup), side=ADAPTER)
 
 
 def everything(setup: Setup) -> optax.GradientTransformation:
@@ -97,15 +125,32 @@ def everything(setup: Setup) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A chain with its peak rate and the options that `--set` may change."""
+    """A chain with what it trains.
+
+    Attributes:
+      build: makes it.
+      learning_rate: its peak.
+      options: those that `--set` may change.
+      model: "full", or of a decoder one with an adapter: "lora", "ladder", or "cached"
+        for a ladder on cached taps.
+      param_dtype: of a decoder's parameters, but for those of an adapter.
+    """
 
     build: Callable[[Setup], optax.GradientTransformation]
     learning_rate: float
     options: Mapping[str, float]
+    model: str = "full"
+    param_dtype: Any = jnp.float32
+
+    @property
+    def trained(self) -> str | None:
+        """A pattern of the leaves that are differentiated; None for all."""
+        return None if self.model == "full" else ADAPTER
 
 
 RECIPES = {
     "dropout_lion": Recipe(dropout_lion, 1e-4, {"weight_decay": 0.1, "keep_rate": 0.3}),
+    "adamw": Recipe(adamw, 3e-4, {"weight_decay": 0.1}),
     "lion": Recipe(lion, 1e-4, {"weight_decay": 0.1}),
     "tiger": Recipe(tiger, 2e-3, {"weight_decay": 0.01, "accumulate_steps": 4}),
     "lazy_lion": Recipe(lazy_lion, 1e-4, {"weight_decay": 0.1}),
@@ -115,6 +160,14 @@ RECIPES = {
     "child_tuning_d": Recipe(
         child_tuning_d, 1e-4, {"weight_decay": 0.1, "keep_fraction": 0.3}
     ),
+    "compact": Recipe(compact, 1e-3, {"weight_decay": 0.01, "kept": 0.005}),
+    "bfloat16_lion": Recipe(
+        bfloat16_lion, 1e-4, {"weight_decay": 0.1}, param_dtype=jnp.bfloat16
+    ),
+    **{
+        model: Recipe(side, 1e-3, {"weight_decay": 0.0}, model, jnp.bfloat16)
+        for model in ("lora", "ladder", "cached")
+    },
     "everything": Recipe(
         everything,
         1e-3,
@@ -137,6 +190,28 @@ def largest_entries(params: Any, keep_fraction: float) -> Any:
     is made on the devices, goes into the state and comes out of a checkpoint.
     """
     return ot.top_fraction_mask(jax.tree.map(jnp.abs, params), keep_fraction)
+
+
+def random_blocks(params: Any, kept: float, seed: int) -> Any:
+    """A mask of so many tiles of 8 x 128, the same in all layers of a stack.
+
+    A matrix that is not made of tiles keeps single entries, a vector all. It is drawn
+    on the host, as `compact_entries` needs it, in every process the same.
+    """
+    rng = np.random.default_rng([seed, 5])
+
+    def mask(is_matrix: bool, leaf: Any) -> Any:
+        if not is_matrix:
+            return True
+        rows, columns = leaf.shape[-2:]
+        ones = (1,) * (len(leaf.shape) - 2)
+        if rows % 8 or columns % 128:
+            return rng.random((*ones, rows, columns), np.float32) < kept
+        drawn = rng.random((rows // 8, columns // 128), np.float32) < kept
+        whole = np.repeat(np.repeat(drawn, 8, axis=0), 128, axis=1)
+        return whole.reshape(*ones, rows, columns)
+
+    return jax.tree.map(mask, decayed(params), params)
 
 
 def all_entries(params: Any) -> Any:

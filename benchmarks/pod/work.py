@@ -1,17 +1,23 @@
-"""What is trained: a pretrained encoder on a text task, or a synthetic transformer."""
+"""What is trained: a decoder, or an encoder, pretrained or synthetic."""
 
 import argparse
-import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ..finetune.checkpoint import open_checkpoint
 from ..finetune.encoder import Classifier, EncoderConfig
+from ..finetune.errors import InputError
 from ..finetune.task import Examples, encode, open_task
 from ..finetune.train import Problem
+from .language import open_decoder
+from .layout import Rules
+from .parts import SIZES as DECODERS
+from .program import Work
+from .recipes import RECIPES
 
 CLASSES = 4
 EXAMPLES = 4096
@@ -24,36 +30,22 @@ SIZES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """A model with its data, and what tells it from another in a checkpoint."""
-
-    problem: Problem
-    settings: dict[str, Any]
-    pretrained: bool
-
-    def abstract_params(self) -> Any:
-        """Shapes and dtypes of the parameters."""
-        return jax.eval_shape(self._fresh, jax.random.key(0))
-
-    def params(self, shardings: Any, seed: int) -> Any:
-        """The first parameters, each device holding its own part."""
-        if not self.pretrained:
-            return jax.jit(self._fresh, out_shardings=shardings)(jax.random.key(seed))
-        whole = jax.device_get(self.problem.initial(seed))
-        put = lambda leaf, sharding: jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: leaf[index]
-        )
-        return jax.tree.map(put, whole, shardings)
-
-    def _fresh(self, key: jax.Array) -> Any:
-        problem, rngs = self.problem, nnx.Rngs(params=key)
-        model = Classifier(problem.config, problem.num_classes, rngs=rngs)
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+RULES: Rules = {
+    r"/(query|key|value|up)/kernel$": (None, "model"),
+    r"/(query|key|value|up)/bias$": ("model",),
+    r"/(output|down)/kernel$": ("model", None),
+    r"word/embedding$": (None, "model"),
+}
 
 
-def open_work(options: argparse.Namespace) -> Work:
+def open_work(options: argparse.Namespace, mesh: Mesh) -> Work:
     """What the flags ask for."""
+    if options.model in DECODERS:
+        return open_decoder(options, mesh)
+    if RECIPES[options.recipe].model != "full":
+        raise InputError(
+            f"--recipe: {options.recipe} is for a decoder: {', '.join(DECODERS)}."
+        )
     return _encoder(options) if options.model == "encoder" else _synthetic(options)
 
 
@@ -77,7 +69,7 @@ def _encoder(options: argparse.Namespace) -> Work:
         "task": task.digest[:16],
         "length": length,
     }
-    return Work(problem, settings, pretrained=True)
+    return _work(problem, settings, given=problem.initial)
 
 
 def _synthetic(options: argparse.Namespace) -> Work:
@@ -106,7 +98,24 @@ def _synthetic(options: argparse.Namespace) -> Work:
         steps=options.steps,
         batch_size=options.batch_size,
     )
-    return Work(problem, {"size": options.size}, pretrained=False)
+    return _work(problem, {"size": options.size}, given=None)
+
+
+def _work(problem: Problem, settings: dict[str, Any], given: Any) -> Work:
+    def fresh(key: jax.Array) -> Any:
+        rngs = nnx.Rngs(params=key)
+        model = Classifier(problem.config, problem.num_classes, rngs=rngs)
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return Work(
+        loss=problem.loss,
+        fresh=fresh,
+        given=given,
+        rules=RULES,
+        example=problem.train[np.arange(1)],
+        train=lambda: problem.train,
+        settings=settings,
+    )
 
 
 def synthetic_examples(seed: int, vocabulary: int, length: int) -> Examples:
