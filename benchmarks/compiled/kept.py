@@ -28,12 +28,15 @@ class Compiled:
       temporaries: bytes on a device, as XLA tells.
       seconds: of compiling it.
       kernels: of CUDA, where they were asked for.
+      arguments: bytes on a device of its arguments, and of what it returns elsewhere
+        than in their place.
     """
 
     text: str
     temporaries: int
     seconds: float
     kernels: list[ptx.Kernel]
+    arguments: int = 0
 
 
 def compiled(
@@ -72,4 +75,7 @@ def _compile(lowered: Any, kernels: bool) -> Compiled:
         temporaries=held.temp_size_in_bytes,
         seconds=seconds,
         kernels=found,
+        arguments=held.argument_size_in_bytes
+        + held.output_size_in_bytes
+        - held.alias_size_in_bytes,
     )

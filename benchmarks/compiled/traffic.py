@@ -164,7 +164,9 @@ class _Reader:
             if one.op == "while":
                 for name in one.called:
                     inner = self.module.computations[name]
-                    yield from self.work_of(inner, times * (trips(one, self.module) or 1))
+                    yield from self.work_of(
+                        inner, times * (trips(one, self.module) or 1)
+                    )
             elif one.op == "conditional":
                 sides = [
                     list(self.work_of(self.module.computations[name], times))

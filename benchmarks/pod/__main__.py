@@ -8,6 +8,7 @@ from ..checkpoints import CheckpointError
 from ..finetune.errors import InputError
 from . import hosts
 from .cli import parse
+from .plan_report import show
 from .train import train
 
 
@@ -19,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
             cache = str(options.compilation_cache.absolute())
             jax.config.update("jax_compilation_cache_dir", cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        if options.plan is not None:
+            jax.config.update("jax_platforms", "cpu")  # no other device is looked for
+            return show(options)
         hosts.connect(options)
         train(options, _say if jax.process_index() == 0 else _silent)
     except (InputError, CheckpointError) as error:

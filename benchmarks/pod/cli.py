@@ -27,6 +27,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.length = options.length or LENGTHS.get(options.model, 32)
     if options.keep < 2:
         raise InputError(f"--keep: must be at least 2, got {options.keep}.")
+    if options.plan is not None:
+        return options
+    if options.out is None:
+        raise InputError("--out: a run needs a folder; a --plan does not.")
+    if extra := [flag for flag in ("json", "search") if getattr(options, flag)]:
+        raise InputError(f"--{extra[0]}: goes with --plan.")
+    options.batch_size = options.batch_size or 32
     check_writable(options.out)
     return options
 
@@ -75,12 +82,16 @@ def _parser() -> Parser:
     add("--set", action="append", default=[], metavar="NAME=X", help="recipe's option")
     add("--learning-rate", type=rate, help="peak rate")
     add("--steps", type=count, default=100)
-    add("--batch-size", type=count, default=32, help="of all devices together")
+    add("--batch-size", type=count, help="examples of a step, on all devices")
     add("--microbatches", type=count, default=1, help="a batch's parts, one by one")
     add("--remat", choices=tuple(REMATS), default="layer", help="a decoder keeps less")
     add("--seed", type=int, default=0)
     add("--mesh", metavar="data=N,model=M", help="devices by axis")
-    add("--out", type=pathlib.Path, required=True, help="a folder all hosts see")
+    add("--out", type=pathlib.Path, help="a folder all hosts see")
+    add("--plan", metavar="TARGET", help="compile for v5e:16x16, h100:8 ... and tell")
+    add("--search", action="store_true", help="plan the largest batch that fits")
+    add("--json", action="store_true", help="of a plan")
+    add("--plan-cache", type=pathlib.Path, metavar="DIR", help="what was compiled")
     add("--checkpoint-every", type=count, default=50, metavar="STEPS")
     add("--keep", type=count, default=3, help="checkpoints kept")
     add("--log-every", type=count, default=10, metavar="STEPS")

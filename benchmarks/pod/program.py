@@ -92,6 +92,12 @@ class Program:
             for name, part in self.work.example.items()
         }
 
+    @property
+    def trained(self) -> Any:
+        """The parameters that have a gradient, with `None` for the others."""
+        trained = RECIPES[self.options.recipe].trained
+        return self._params if trained is None else ot.split(self._params, trained)[0]
+
     def begin(self) -> dict[str, Any]:
         """Parameters and optimizer state before the first step, placed."""
         params = self.work.params(self.shardings["params"], self.options.seed)
