@@ -27,7 +27,6 @@ class Collective:
       times: how often it runs.
       size: bytes of its larger side on a device.
       sent: bytes that a device sends each time, at least.
-      fusion: the name of the fused computation in which it stands, if it does.
       line: its text.
     """
 
@@ -36,7 +35,6 @@ class Collective:
     times: int
     size: int
     sent: float
-    fusion: str | None
     line: str
 
 
@@ -56,10 +54,11 @@ def collectives(module: Module, mesh: Sequence[tuple[str, int]]) -> list[Collect
 
 def _spread(one: Collective) -> tuple[str, ...] | None:
     """What the parts share of one that XLA spread over the fusions it runs beside."""
+    chain = re.search(r'chain_id="(\d+)"', one.line)
     channel = re.search(r"channel_id=(\d+)", one.line)
-    if one.fusion is None or one.fusion.startswith(_SCATTERED) or channel is None:
+    if chain is None or channel is None:
         return None
-    return one.kind, channel[1], str(one.size)
+    return one.kind, chain[1], channel[1], str(one.size)
 
 
 def _walk(
@@ -111,7 +110,7 @@ def _collective(
     else:
         sent = size * share * (2 if kind == "all-reduce" else 1)
     axes = _axes(group, mesh)
-    return Collective(kind, axes, times, size, sent, fusion, one.line[:240])
+    return Collective(kind, axes, times, size, sent, one.line)
 
 
 def _results(one: Instruction, home: Computation) -> Sequence[Array]:

@@ -24,6 +24,10 @@ _WRITES_INTO = frozenset(("dynamic-update-slice", "scatter"))
 _HOST_OPS = frozenset(("infeed", "outfeed", "send", "recv"))
 _HOST_CALLS = re.compile(r'custom_call_target="[^"]*(?:callback|host)[^"]*"', re.I)
 _HOST_SPACE = 5
+# XLA for TPUs may let a collective run beside fusions: all of these name it.
+_CHAINED = "chain_id="
+_ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
+_ASYNC_DONE = 'custom_call_target="AsyncCollectiveDone"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +186,12 @@ class _Reader:
     def _bytes(self, one: Instruction, inside: Computation) -> tuple[int, int]:
         """What an instruction reads and writes in main memory."""
         sources = [inside.by_name[name] for name in one.operands]
+        if one.op == "fusion":
+            inner = self.module.computations[one.called[0]]
+            if _ASYNC_START in inner.root.attributes:
+                return 0, 0
+            if _ASYNC_DONE in inner.root.attributes:  # counts it all
+                return _main(sources[0].results), _main(one.results)
         if one.op.endswith("-done"):  # its start has read
             return 0, _main(one.results)
         if one.op == "slice-start":
@@ -216,7 +226,9 @@ class _Reader:
             for place, name in enumerate(reader.operands):
                 if name != source.name:
                     continue
-                if reader.op == "bitcast":
+                if _is_chained(reader, inner):
+                    amount: int | None = 0
+                elif reader.op == "bitcast":
                     amount = self._taken_inside(inner, reader)
                 else:
                     amount = self._taken(reader, place)
@@ -240,7 +252,9 @@ class _Reader:
             source = inner.by_name[name]
             while source.op == "bitcast":
                 source = inner.by_name[source.operands[0]]
-            if source.op == "parameter" and root.op == "tuple":
+            if root.op == "tuple" and (
+                source.op == "parameter" or _is_chained(source, inner)
+            ):
                 continue  # passed through
             if source.op in _WRITES_INTO and _is_parameter(inner, source.operands[0]):
                 total += _update_size(source, inner)
@@ -249,6 +263,12 @@ class _Reader:
             elif spaces[place] == 0:
                 total += sum(array.bytes for array in source.results)
         return total
+
+
+def _is_chained(one: Instruction, inner: Computation) -> bool:
+    """Whether it is a collective's that runs beside the fusion, or hands it on."""
+    beside = any(_CHAINED in each.attributes for each in inner.instructions)
+    return beside and (_CHAINED in one.attributes or (one.root and one.op == "tuple"))
 
 
 def _update_size(one: Instruction, inside: Computation) -> int:

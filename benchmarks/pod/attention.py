@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .layout import BY_FEATURE
 from .parts import Build, DecoderConfig
 
 # Positions whose scores are in memory at once: few enough for a TPU's own memory.
@@ -31,7 +32,7 @@ class Attention(nnx.Module):
         query, key, value = (self._heads(part(x)) for part in parts)
         angles = rotary_angles(x.shape[1], self.config)
         mixed = causal_attention(rotated(query, angles), rotated(key, angles), value)
-        return self.output(mixed.reshape(x.shape))
+        return self.output(self.layout.place(mixed.reshape(x.shape), *BY_FEATURE))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         """From (batch, length, features) to a head for each query's."""

@@ -13,6 +13,7 @@ from flax import nnx
 import optaxtricks as ot
 
 from .attention import Attention, in_chunks
+from .layout import BY_LENGTH
 from .parts import REMATS, Build, DecoderConfig, FeedForward
 
 REDUCTION = 8
@@ -32,14 +33,9 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """From and to (batch, length, width), divided by length where it is kept."""
-        x = self._kept(x + self.attention(self._whole(self.attention_norm(x))))
-        return self._kept(x + self.feed_forward(self._whole(self.norm(x))))
-
-    def _kept(self, x: jax.Array) -> jax.Array:
-        return self.layout.place(x, "data", "model", None)
-
-    def _whole(self, x: jax.Array) -> jax.Array:
-        return self.layout.place(x, "data", None, None)
+        inside, kept = self.layout.whole, self.layout.by_length
+        x = x + kept(self.attention(inside(self.attention_norm(x))))
+        return x + kept(self.feed_forward(inside(self.norm(x))))
 
 
 class Top(nnx.Module):
@@ -57,7 +53,7 @@ class Top(nnx.Module):
     def loss(self, states: jax.Array, targets: jax.Array) -> jax.Array:
         """Mean cross-entropy in nats, of logits that are made a chunk at a time."""
         kernel = self._unembedding()
-        states = self.layout.place(self.norm(states), "data", None, None)
+        states = self.layout.whole(self.norm(states))
 
         @jax.checkpoint
         def chunk(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
@@ -108,7 +104,7 @@ class Decoder(Top):
         table, place = self.word.embedding.get_value(), self.layout.place
         rows = table[place(tokens, None, None)]
         rows = place(rows.astype(jnp.bfloat16), None, None, "data")
-        return place(rows, "data", "model", None)
+        return place(rows, *BY_LENGTH)
 
     def _climb(self, x: jax.Array, *, taps: bool) -> tuple[jax.Array, Any]:
         graph, stacks = nnx.split(self.layers)

@@ -8,6 +8,7 @@ what is kept between layers is divided by length (Korthikanti et al., 2022).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..finetune.errors import InputError
 
 AXES = ("data", "model")
 Spec = tuple[str | None, ...]
+WHOLE: Spec = ("data", None, None)
+BY_LENGTH: Spec = ("data", "model", None)
+BY_FEATURE: Spec = ("data", None, "model")
 Rules = Mapping[str, Spec]
 """Of each pattern of leaf paths, the mesh axes of the last axes of these leaves."""
 
@@ -37,6 +41,14 @@ class Layout:
             return x
         place = NamedSharding(self.mesh, PartitionSpec(*spec))
         return jax.lax.with_sharding_constraint(x, place)
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """States of all positions, as the kernels of a block take them in."""
+        return _moved(self, WHOLE, BY_LENGTH, x)
+
+    def by_length(self, x: jax.Array) -> jax.Array:
+        """What a block gives, divided by length."""
+        return _moved(self, BY_LENGTH, WHOLE, x)
 
     def divides(self, axis: str, size: int) -> bool:
         """Whether a mesh axis divides a size."""
@@ -55,6 +67,30 @@ class Layout:
             return [arrays[0], *placed, *arrays[1 + len(placed) :]]
 
         return promote
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _moved(layout: Layout, there: Spec, back: Spec, x: jax.Array) -> jax.Array:
+    """Places an array, and its cotangent where it came from.
+
+    Left to itself, XLA may gather a kernel over all devices instead.
+    """
+    del back
+    return layout.place(x, *there)
+
+
+def _moved_forward(layout: Layout, there: Spec, back: Spec, x: jax.Array) -> Any:
+    return _moved(layout, there, back, x), None
+
+
+def _moved_backward(
+    layout: Layout, there: Spec, back: Spec, saved: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    del there, saved
+    return (layout.place(cotangent, *back),)
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
 
 
 def param_shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
