@@ -26,9 +26,9 @@ class Layer(nnx.Module):
     def __init__(self, config: DecoderConfig, build: Build, *, rngs: nnx.Rngs):
         width = config.width
         self.layout = build.layout
-        self.attention_norm = build.norm(width, rngs=rngs)
+        self.attention_norm = build.norm(width)
         self.attention = Attention(config, build, rngs=rngs)
-        self.norm = build.norm(width, rngs=rngs)
+        self.norm = build.norm(width)
         self.feed_forward = FeedForward(width, config.hidden, build, "model", rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ class Top(nnx.Module):
 
     def __init__(self, config: DecoderConfig, build: Build, *, rngs: nnx.Rngs):
         self.config, self.layout = config, build.layout
-        self.norm = build.norm(config.width, rngs=rngs)
+        self.norm = build.norm(config.width)
         if config.tied:
             self.word = _table(config, build, rngs=rngs)
         else:
@@ -82,9 +82,8 @@ class Decoder(Top):
         self.remat = build.remat
         if not config.tied:
             self.word = _table(config, build, rngs=rngs)
-        make = lambda rngs: Layer(config, build, rngs=rngs)
-        stacked = nnx.vmap(make, in_axes=(0,))
-        self.layers = stacked(rngs.fork(split=config.layers))
+        make = lambda key: Layer(config, build, rngs=nnx.Rngs(params=key))
+        self.layers = nnx.vmap(make)(jax.random.split(rngs.params(), config.layers))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """States above the last layer."""
@@ -122,7 +121,7 @@ class SideBlock(nnx.Module):
     """A narrow feed-forward layer of a ladder; it computes by length, as taps lie."""
 
     def __init__(self, width: int, hidden: int, build: Build, *, rngs: nnx.Rngs):
-        self.norm = build.norm(width, rngs=rngs)
+        self.norm = build.norm(width)
         self.feed_forward = FeedForward(width, hidden, build, None, rngs=rngs)
 
     @nnx.remat

@@ -48,6 +48,7 @@ class DecoderConfig:
         return self.width // self.heads
 
 
+EPSILON = 1e-5
 # But for "tiny", those of Llama 3.
 SIZES = {
     "tiny": DecoderConfig(1024, 64, 2, 8, 4, 128),
@@ -93,15 +94,23 @@ class Build:
         options |= {"lora_rank": rank, "lora_promote_dtype": adapter}
         return nnx.LoRALinear(inputs, outputs, **options)
 
-    def norm(self, width: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-        """A norm that computes in float32."""
-        return nnx.RMSNorm(
-            width,
-            epsilon=1e-5,
-            dtype=jnp.bfloat16,
-            param_dtype=self.param_dtype,
-            rngs=rngs,
-        )
+    def norm(self, width: int) -> "Norm":
+        """A norm of states of a width."""
+        return Norm(width, self.param_dtype)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (Zhang and Sennrich, 2019), in float32."""
+
+    def __init__(self, width: int, dtype: Any):
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        square = jnp.square(wide).mean(axis=-1, keepdims=True)
+        scale = self.scale.get_value().astype(jnp.float32)
+        scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+        return (wide * jax.lax.rsqrt(square + EPSILON) * scale).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

@@ -1,7 +1,6 @@
 """The command line's errors, the data's order, and what a run leaves behind."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.finetune.checkpoint import load_encoder, open_checkpoint
 from benchmarks.finetune.errors import InputError
 from benchmarks.pod.__main__ import main
+from benchmarks.pod.batches import Batches
 from benchmarks.pod.cli import parse, settings
+from benchmarks.pod.layout import param_shardings
 from benchmarks.pod.log import Log
-from benchmarks.pod.placement import Batches, make_mesh, param_shardings
-from benchmarks.pod.train import Program
-from benchmarks.pod.work import open_work
+from benchmarks.pod.mesh import make_mesh
+from benchmarks.pod.program import Program
+from benchmarks.pod.work import RULES, open_work
 from tests.finetune.conftest import DATA, write_task
 from tests.problems import assert_same
 
@@ -41,7 +43,8 @@ MESH = "data=4,model=2"
 def _call(flags: dict[str, Any]) -> int:
     # In this process a cache would be that of all tests after this one.
     given = {name: x for name, x in flags.items() if name != "--compilation-cache"}
-    return main([str(part) for pair in given.items() for part in pair])
+    pairs = [part for pair in given.items() for part in pair if part is not None]
+    return main([str(part) for part in pairs])
 
 
 def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
@@ -65,6 +68,10 @@ def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
         ({"--mesh": "data=0"}, "--mesh: must be like data=4,model=2"),
         ({"--mesh": "data=3"}, "--mesh: data=3,model=1 is 3 devices, there are 8."),
         ({"--batch-size": 12}, "--batch-size: 12 is not divisible by data=8"),
+        ({"--recipe": "lora"}, "--recipe: lora is for a decoder: tiny, 1b, 8b, 70b."),
+        ({"--json": None}, "--json: goes with --plan."),
+        ({"--plan": "v5e:3"}, "--plan: target must be h100, as many as h100:8, or"),
+        ({"--plan": "v9:2x2"}, "--plan: chips are known of v4, v5e, v5p, v6e, h100"),
         ({"--keep": 1}, "--keep: must be at least 2, got 1."),
         ({"--steps": 0}, "must be a positive integer, got '0'."),
         ({"--processes": 2}, "--coordinator is missing: --coordinator, --processes"),
@@ -174,8 +181,9 @@ def test_msgpack_holds_a_run_as_orbax_does(unbroken: Unbroken, tmp_path: Path) -
     copy_until(unbroken.out, STEPS, tmp_path / "out")
     given = unbroken.flags(tmp_path / "out", mesh=MESH)
     options = parse([str(part) for pair in given.items() for part in pair])
-    program = Program(open_work(options), options, make_mesh(options.mesh))
-    same = settings(options, program.work.settings)
+    mesh = make_mesh(options.mesh)
+    program = Program(open_work(options, mesh), options, mesh)
+    same = settings(options, dict(program.work.settings))
     store = Checkpoints(tmp_path / "out" / "checkpoints", settings=same)
     found = store.restore(program.shapes)
     store.close()
@@ -192,13 +200,31 @@ def test_msgpack_holds_a_run_as_orbax_does(unbroken: Unbroken, tmp_path: Path) -
         assert np.asarray(leaf).tobytes() == on_disk[path].tobytes(), path
 
 
-def _batches(read: Callable[[np.ndarray], Any], seed: int = 0) -> Batches:
+class _Numbers:
+    """Examples that are their own numbers, and columns of them."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"x": rows, "columns": 100 * rows[:, None] + np.arange(4)}
+
+
+def _batches(seed: int = 0) -> Batches:
     mesh = make_mesh({"data": 4, "model": 2})
-    return Batches(read, examples=10, batch_size=8, seed=seed, mesh=mesh)
+    specs = {"x": PartitionSpec("data"), "columns": PartitionSpec("data", "model")}
+    shapes = {"x": (8,), "columns": (8, 4)}
+    like = {
+        name: jax.ShapeDtypeStruct(
+            shapes[name], jnp.int32, sharding=NamedSharding(mesh, spec)
+        )
+        for name, spec in specs.items()
+    }
+    return Batches(_Numbers(), like, seed=seed)
 
 
 def test_batches_are_a_function_of_the_step() -> None:
-    batches = _batches(lambda rows: {"x": rows})
+    batches = _batches()
     first = [batches.numbers(step) for step in range(5)]
     again = [batches.numbers(step) for step in reversed(range(5))][::-1]
     np.testing.assert_array_equal(first, again)
@@ -206,24 +232,33 @@ def test_batches_are_a_function_of_the_step() -> None:
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert (_batches(lambda rows: {"x": rows}, seed=1).numbers(0) != first[0]).any()
+    assert (_batches(seed=1).numbers(0) != first[0]).any()
     placed = batches[3]["x"]
     np.testing.assert_array_equal(np.asarray(placed), first[3])
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2,)}
 
 
+def test_a_batch_may_lie_on_both_axes() -> None:
+    batches = _batches()
+    placed = batches[3]["columns"]
+    want = 100 * batches.numbers(3)[:, None] + np.arange(4)
+    np.testing.assert_array_equal(np.asarray(placed), want)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
+
+
 def test_kernels_are_split_over_the_model_axis(tmp_path: Path) -> None:
     options = parse(["--size", "tiny", "--out", str(tmp_path)])
-    params = open_work(options).abstract_params()
     mesh = make_mesh({"data": 4, "model": 2})
-    layer = param_shardings(params, mesh)["encoder"]["layers"][0]
+    work = open_work(options, mesh)
+    params = jax.eval_shape(work.fresh, jax.random.key(0))
+    layer = param_shardings(params, RULES, mesh)["encoder"]["layers"][0]
     specs = {name: tuple(layer[name]["kernel"].spec) for name in ("up", "down")}
     assert specs == {"up": (None, "model"), "down": ("model", None)}
     assert tuple(layer["norm"]["scale"].spec) == ()
     odd = jax.ShapeDtypeStruct((4,), jnp.float32)
     params["encoder"]["layers"][0]["up"]["bias"] = odd
     with pytest.raises(InputError, match=r"model=8 does not divide axis 0 .* \(4,\)"):
-        param_shardings(params, make_mesh({"data": 1, "model": 8}))
+        param_shardings(params, RULES, make_mesh({"data": 1, "model": 8}))
 
 
 def test_the_log_drops_what_will_be_done_again(tmp_path: Path) -> None:
