@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..finetune.errors import InputError
-
 
 class Batches:
     """Batches by the number of a step; a process reads its own rows alone.
@@ -23,12 +21,7 @@ class Batches:
     ):
         self._train, self._like, self._seed = train, like, seed
         first = next(iter(like.values()))
-        self._size, data = first.shape[0], first.sharding.mesh.shape["data"]
-        if self._size % data:
-            raise InputError(
-                f"--batch-size: {self._size} is not divisible by data={data} of the "
-                "mesh."
-            )
+        self._size = first.shape[0]
         shards = first.sharding.addressable_devices_indices_map(first.shape).values()
         rows = [np.arange(self._size)[shard[0]] for shard in shards]
         self._rows = np.unique(np.concatenate(rows))

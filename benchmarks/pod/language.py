@@ -162,6 +162,10 @@ def open_decoder(options: argparse.Namespace, mesh: Mesh) -> Work:
         specs={"taps": ("data", None, "model")},
         settings={"length": options.length},
         stacked=STACKED,
+        divided={
+            "--length:": options.length,
+            "--model: a number of heads,": model.config.heads,
+        },
     )
 
 

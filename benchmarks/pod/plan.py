@@ -110,7 +110,7 @@ def plan(options: argparse.Namespace) -> Plan:
       InputError: no such target, or a mesh or batch that does not fit it or the model.
     """
     start = time.perf_counter()
-    mesh = _mesh(options)
+    mesh = plan_mesh(options)
     if options.batch_size is None:  # one example for each group of devices
         options.batch_size = mesh.shape["data"] * options.microbatches
     program = Program(open_work(options, mesh), options, mesh)
@@ -148,7 +148,8 @@ def plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _mesh(options: argparse.Namespace) -> Mesh:
+def plan_mesh(options: argparse.Namespace) -> Mesh:
+    """The devices of a target, all of them for the data unless the flags divide them."""
     try:
         chip_of(options.plan)
         devices = Target(options.plan).devices()

@@ -11,20 +11,23 @@ from rich.table import Table
 from .. import harness
 from ..compiled.kept import COMPILERS
 from .plan import Plan, plan
+from .search import search
 
 _GB, _MB = 1e9, 1e6
 
 
 def show(options: argparse.Namespace) -> int:
-    """Plans a step and prints what was found; returns 0 if it fits, else 1."""
-    found = planned(options)
+    """Plans and prints what was found; returns 0 if something fits, else 1."""
+    found = list(search(options, planned)) if options.search else [planned(options)]
     if options.json:
-        print(json.dumps(record(found), indent=2))
-        return 0 if found.fits else 1
-    console = rich.console.Console()
-    for part in tables(found):
-        console.print(part)
-    return 0 if found.fits else 1
+        records = [record(one) for one in found]
+        print(json.dumps(records if options.search else records[0], indent=2))
+    else:
+        console = rich.console.Console()
+        parts = [searched(found)] if options.search else tables(found[0])
+        for part in parts:
+            console.print(part)
+    return 0 if any(one.fits for one in found) else 1
 
 
 def planned(options: argparse.Namespace) -> Plan:
@@ -76,6 +79,26 @@ def tables(one: Plan) -> list[Any]:
         parts += [_times(one), _exchanges(one)]
     compiler = f"{one.seconds:.0f} s, {one.compiler_memory / _GB:.1f} GB at most"
     return [*parts, f"compiled in {compiler}, on this machine"]
+
+
+def searched(found: list[Plan]) -> Table:
+    """All plans of a search; the largest batch of each way to compute one stands out."""
+    names = "remat", "microbatches", "examples each", "GB", "", "ms", "tokens a s"
+    table = Table(*names, box=None, caption="ms at least, tokens at most, of a step")
+    for one in found:
+        at = one.settings
+        each = at["batch_size"] // at["mesh"]["data"] // at["microbatches"]
+        several = "1" if at["microbatches"] == 1 else "any number"
+        row = [at["remat"], several, str(each)]
+        if one.total is None:
+            table.add_row(*row, "more", "refused")
+            continue
+        least = max(one.bounds.values())
+        speed = at["batch_size"] * at["length"] / least
+        answer = "fits" if one.fits else "does not fit"
+        numbers = _number(1e3 * least), f"{speed:.3g}"
+        table.add_row(*row, _number(one.total / _GB), answer, *numbers)
+    return table
 
 
 def _memory(one: Plan) -> Table:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optaxtricks as ot
 
+from ..finetune.errors import InputError
 from ..finetune.train import warm_up_then_decay
 from .layout import Rules, Spec, param_shardings
 from .recipes import RECIPES, Setup, all_entries, largest_entries
@@ -32,6 +33,7 @@ class Work:
       specs: of the parts of a batch that lie on more than the axis "data", where.
       settings: what tells this work from another in a checkpoint.
       stacked: a pattern of the leaves that hold a tensor for each layer.
+      divided: sizes that lie on the axis "model", by what is to be said of them.
     """
 
     loss: Callable[[Any, Any, jax.Array], jax.Array]
@@ -43,6 +45,7 @@ class Work:
     specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any]
     stacked: str | None = None
+    divided: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def params(self, shardings: Any, seed: int) -> Any:
         """The first parameters, each device holding its own part."""
@@ -61,6 +64,21 @@ class Program:
     work: Work
     options: argparse.Namespace
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        size, parts = self.options.batch_size, self.options.microbatches
+        data, axis = self.mesh.shape["data"], self.mesh.shape["model"]
+        if size % (data * parts):
+            times = f", {parts} times," if parts > 1 else ""
+            raise InputError(
+                f"--batch-size: {size} is not divisible by data={data}{times} of the "
+                "mesh."
+            )
+        for what, length in self.work.divided.items():
+            if length % axis:
+                raise InputError(
+                    f"{what} {length} is not divisible by model={axis} of the mesh."
+                )
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
