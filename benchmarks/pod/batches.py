@@ -23,8 +23,8 @@ class Batches:
         first = next(iter(like.values()))
         self._size = first.shape[0]
         shards = first.sharding.addressable_devices_indices_map(first.shape).values()
-        rows = [np.arange(self._size)[shard[0]] for shard in shards]
-        self._rows = np.unique(np.concatenate(rows))
+        held = (shard[0] for shard in shards if shard is not None)
+        self._rows = np.unique(np.concatenate([np.arange(self._size)[h] for h in held]))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, step: int) -> dict[str, jax.Array]:
@@ -35,7 +35,7 @@ class Batches:
     def _placed(self, name: str, part: np.ndarray) -> jax.Array:
         like = self._like[name]
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             rows = np.arange(self._size)[index[0]]
             return part[(np.searchsorted(self._rows, rows), *index[1:])]
 

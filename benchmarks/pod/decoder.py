@@ -129,11 +129,12 @@ class SideBlock(nnx.Module):
         return x + self.feed_forward(self.norm(x))
 
 
-def add_ladder(model: Any, config: DecoderConfig, build: Build, rngs: nnx.Rngs) -> None:
-    """Gives a model a ladder in float32 of an eighth of the width, as `side`."""
-    narrow = Build(layout=build.layout)
-    hidden = config.hidden // REDUCTION
-    model.side = ot.nn.SideLadder(
+def side_ladder(
+    config: DecoderConfig, build: Build, *, rngs: nnx.Rngs
+) -> ot.nn.SideLadder:
+    """A ladder in float32, of an eighth of the width."""
+    narrow, hidden = Build(layout=build.layout), config.hidden // REDUCTION
+    return ot.nn.SideLadder(
         lambda width, layer, *, rngs: SideBlock(width, hidden, narrow, rngs=rngs),
         width=config.width,
         num_layers=config.layers,
@@ -147,7 +148,7 @@ class LadderDecoder(Decoder):
 
     def __init__(self, config: DecoderConfig, build: Build, *, rngs: nnx.Rngs):
         super().__init__(config, build, rngs=rngs)
-        add_ladder(self, config, build, rngs)
+        self.side = side_ladder(config, build, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """States above the ladder."""
@@ -159,7 +160,7 @@ class LadderTop(Top):
 
     def __init__(self, config: DecoderConfig, build: Build, *, rngs: nnx.Rngs):
         super().__init__(config, build, rngs=rngs)
-        add_ladder(self, config, build, rngs)
+        self.side = side_ladder(config, build, rngs=rngs)
 
     def __call__(self, taps: jax.Array) -> jax.Array:
         """From taps (batch, layers + 1, length, width) to states above the ladder."""

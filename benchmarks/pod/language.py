@@ -66,7 +66,7 @@ class Model:
             rules |= TABLE
         if not self.config.tied:
             rules |= HEAD
-        return rules | {"lora": LORA, "full": {}}.get(self.kind, SIDE)
+        return {**rules, **{"lora": LORA, "full": {}}.get(self.kind, SIDE)}
 
     def make(self, key: jax.Array, kind: type[Top] | None = None) -> Any:
         """The module with fresh parameters."""

@@ -82,7 +82,7 @@ def tables(one: Plan) -> list[Any]:
 
 
 def searched(found: list[Plan]) -> Table:
-    """All plans of a search; the largest batch of each way to compute one stands out."""
+    """All plans of a search, the way to compute a batch first."""
     names = "remat", "microbatches", "examples each", "GB", "", "ms", "tokens a s"
     table = Table(*names, box=None, caption="ms at least, tokens at most, of a step")
     for one in found:

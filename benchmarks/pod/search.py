@@ -1,4 +1,4 @@
-"""The largest batch that fits on a machine, by remat and with or without accumulation."""
+"""The largest batch that fits on a machine, for each way to compute one."""
 
 import argparse
 import copy

@@ -100,8 +100,10 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     taken, given = row + index + row, row + index + row
     assert seen.moved == 5 * (taken + given + index + 4 + answer)
     assert seen.launches == 5 * 3
-    (unknown,) = traffic(parse(LOOP.replace("known_trip_count", "else"))).loops
-    assert unknown.trips is None
+    untold = LOOP.replace("known_trip_count", "else")
+    for text, trips in ((untold, 5), (untold.replace("=LT", "=NE"), None)):
+        (found,) = traffic(parse(text)).loops
+        assert found.trips == trips
 
 
 # As a TPU does it: a part of an array goes into VMEM, space 1, while others are busy.

@@ -27,7 +27,7 @@ ROUNDING = 3e-2
 
 
 def _build(**options: Any) -> Build:
-    return Build(**{"layout": Layout(None), **options})
+    return Build(layout=options.pop("layout", Layout(None)), **options)
 
 
 @functools.cache
