@@ -146,18 +146,18 @@ def test_a_refusal_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_search_ends_at_what_does_not_fit() -> None:
-    found = {1: 1.0, 2: 1.5, 4: 2.5, 8: 4.5, 16: 8.5, 32: 16.6, 64: 33.0}
+    gigabytes = {1: 1.0, 16: 8.5, 32: 16.6}
 
     def planned(options: Any) -> Plan:
         examples = options.batch_size // options.microbatches // CHIPS
         one = _plan("tiny", "adamw")
         settings = one.settings | {"remat": options.remat, "examples": examples}
-        sizes = {"arguments": int(0.5e9), "temporaries": int(1e9 * found[examples])}
+        sizes = {"arguments": int(0.5e9), "temporaries": int(1e9 * gigabytes[examples])}
         return dataclasses.replace(one, settings=settings, **sizes)
 
     seen = list(search(_options("tiny", "adamw", mesh="data=4"), planned))
     for remat in REMATS:
         tried = [p for p in seen if p.settings["remat"] == remat]
-        # From the first, the room for 15 times as much is known.
-        assert [p.settings["examples"] for p in tried] == 2 * [1, 8, 16, 32]
-        assert [p.fits for p in tried] == 2 * [True, True, True, False]
+        # The first leaves room for 16 times as much.
+        assert [p.settings["examples"] for p in tried] == 2 * [1, 16, 32]
+        assert [p.fits for p in tried] == 2 * [True, True, False]
