@@ -21,7 +21,8 @@ def show(options: argparse.Namespace) -> int:
     found = list(search(options, planned)) if options.search else [planned(options)]
     if options.json:
         records = [record(one) for one in found]
-        print(json.dumps(records if options.search else records[0], indent=2))
+        shown = {"plans": records} if options.search else records[0]
+        print(json.dumps({"compiled on": compiled_on(), **shown}, indent=2))
     else:
         console = rich.console.Console()
         parts = [searched(found)] if options.search else tables(found[0])
@@ -61,12 +62,16 @@ def record(one: Plan) -> dict[str, Any]:
             "bounds": one.bounds,
             "collectives": one.by_kind(),
         }
-    versions = {name: harness.version(name) for name in COMPILERS}
     return result | {
         "seconds": one.seconds,
         "compiler memory": one.compiler_memory,
-        "compiled on": harness.environment() | versions,
     }
+
+
+def compiled_on() -> dict[str, Any]:
+    """The machine and the compilers."""
+    versions = {name: harness.version(name) for name in COMPILERS}
+    return harness.environment() | versions
 
 
 def tables(one: Plan) -> list[Any]:

@@ -1,25 +1,25 @@
 """Which recipe fits where: plans of language models for slices of TPU v5e and H100s.
 
-python -m benchmarks.pod.plans                  # all cells; what is compiled is kept
-python -m benchmarks.pod.plans --rows ladder AdamW
+python -m benchmarks.pod.plans        # what is compiled is kept, for the next time
 
 Each cell is the command `python -m benchmarks.pod --plan ...`, one sequence of 2048
-tokens for each shard of the data.
+tokens for each shard of the data; of the largest batches, with `--search`.
 """
 
 import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from ..finetune.experiment import write_atomically
 from . import cli
-from .plan import plan
-from .plan_report import record
+from .plan import Plan, plan
+from .plan_report import compiled_on, record
+from .search import search
 
 RESULT = pathlib.Path("benchmarks/results/plans.json")
 CACHE = pathlib.Path("build/plans")
@@ -42,6 +42,7 @@ ROWS = {
     "ladder": ("ladder",),
     "ladder on cached taps": ("cached",),
 }
+SEARCHED = ("AdamW", "LoRA", "ladder")
 
 
 def mesh_of(target: str) -> str:
@@ -53,48 +54,47 @@ def mesh_of(target: str) -> str:
     return f"data={long},model={short}"
 
 
-def planned(row: str, model: str, target: str) -> dict[str, Any]:
-    """The record of a cell."""
-    flags = ["--plan", target, "--mesh", mesh_of(target), "--model", model]
-    flags += ["--plan-cache", str(CACHE), "--recipe", *ROWS[row]]
-    return record(plan(cli.parse(flags)))
+def flags(row: str, model: str, target: str) -> argparse.Namespace:
+    """What a cell asks of the command."""
+    given = ["--plan", target, "--mesh", mesh_of(target), "--model", model]
+    return cli.parse([*given, "--plan-cache", str(CACHE), "--recipe", *ROWS[row]])
 
 
-def cells(rows: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All plans of some rows, then of each the smallest slice that it fits on."""
+def cells() -> Iterator[dict[str, Any]]:
+    """All plans, by tables."""
     for model, targets in CELLS.items():
         for target in targets:
-            for row in rows:
-                yield _cell("fits", row, model, target)
+            for row in ROWS:
+                yield _cell("fits", row, plan(flags(row, model, target)))
+    for row in SEARCHED:
+        for found in search(flags(row, "8b", "v5e:4x4"), plan):
+            yield _cell("largest", row, found)
     for model in CELLS:
-        for row in rows:
-            for shape in SLICES:
-                found = _cell("smallest", row, model, f"v5e:{shape}")
-                if found["fits"] or shape == SLICES[-1]:
-                    yield found
-                    break
+        for row in ROWS:
+            tried = (plan(flags(row, model, f"v5e:{shape}")) for shape in SLICES)
+            found = next((one for one in tried if one.fits), None)
+            if found is not None:
+                yield _cell("smallest", row, found)
 
 
-def _cell(kind: str, row: str, model: str, target: str) -> dict[str, Any]:
-    print(f"{row}, {model}, {target} ...", file=sys.stderr, flush=True)
-    found = planned(row, model, target)
-    total = found["total"]
-    print(f"  {total / 1e9:.2f} GB" if total else "  refused", file=sys.stderr)
-    return {"cell": kind, "row": row, "model": model, "target": target, **found}
+def _cell(table: str, row: str, found: Plan) -> dict[str, Any]:
+    at = found.settings
+    size = f"{found.total / 1e9:.2f} GB" if found.total else "refused"
+    print(f"{table}: {row}, {at['model']}, {at['target']}: {size}", file=sys.stderr)
+    return {"table": table, "row": row, **record(found)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Plans all cells and writes them down as they come."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS))
     parser.add_argument("--out", type=pathlib.Path, default=RESULT)
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # no other device is looked for
-    done = []
-    for cell in cells(options.rows):
-        done.append(cell)
+    done: dict[str, Any] = {"compiled on": compiled_on(), "cells": []}
+    for cell in cells():
+        done["cells"].append(cell)
         write_atomically(options.out, (json.dumps(done, indent=1) + "\n").encode())
     return 0
 
