@@ -102,8 +102,8 @@ def param_shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
     labels = ot.label_by_path({p: p for p in rules}, default="")(params)
 
     def place(label: str, leaf: Any) -> NamedSharding:
-        spec = rules.get(label, ())
-        spec = (None,) * (len(leaf.shape) - len(spec)) + spec
+        last = rules.get(label, ())
+        spec = last and (None,) * (len(leaf.shape) - len(last)) + last
         for axis, name in enumerate(spec):
             if name is not None and leaf.shape[axis] % mesh.shape[name]:
                 raise InputError(

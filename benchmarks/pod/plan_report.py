@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .. import harness
 from ..compiled.kept import COMPILERS
-from .plan import Plan, plan
+from .plan import Plan, plan, plan_mesh
 from .search import search
 
 _GB, _MB = 1e9, 1e6
@@ -18,6 +18,7 @@ _GB, _MB = 1e9, 1e6
 
 def show(options: argparse.Namespace) -> int:
     """Plans and prints what was found; returns 0 if something fits, else 1."""
+    plan_mesh(options)  # an error of the flags comes first
     found = list(search(options, planned)) if options.search else [planned(options)]
     if options.json:
         records = [record(one) for one in found]
