@@ -81,7 +81,10 @@ def _cell(table: str, row: str, found: Plan) -> dict[str, Any]:
     at = found.settings
     size = f"{found.total / 1e9:.2f} GB" if found.total else "refused"
     print(f"{table}: {row}, {at['model']}, {at['target']}: {size}", file=sys.stderr)
-    return {"table": table, "row": row, **record(found)}
+    jax.clear_caches()  # gigabytes, after some dozens of programs
+    kept = record(found)
+    del kept["compiler memory"]  # of all cells so far
+    return {"table": table, "row": row, **kept}
 
 
 def main() -> int:
