@@ -114,6 +114,10 @@ def plan(options: argparse.Namespace) -> Plan:
     if options.batch_size is None:  # one example for each group of devices
         options.batch_size = mesh.shape["data"] * options.microbatches
     program = Program(open_work(options, mesh), options, mesh)
+    try:
+        program.shapes  # noqa: B018
+    except ValueError as error:  # what the recipe refuses of this model
+        raise InputError(f"--recipe: {options.recipe}: {error}") from None
     common = {
         "settings": _settings(options, mesh),
         "chip": chip_of(options.plan),

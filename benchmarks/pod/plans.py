@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from ..finetune.errors import InputError
 from ..finetune.experiment import write_atomically
 from . import cli
 from .plan import Plan, plan
@@ -65,26 +66,39 @@ def cells() -> Iterator[dict[str, Any]]:
     for model, targets in CELLS.items():
         for target in targets:
             for row in ROWS:
-                yield _cell("fits", row, plan(flags(row, model, target)))
+                yield _cell("fits", row, flags(row, model, target))
     for row in SEARCHED:
         for found in search(flags(row, "8b", "v5e:4x4"), plan):
-            yield _cell("largest", row, found)
+            yield _kept("largest", row, found)
     for model in CELLS:
         for row in ROWS:
-            tried = (plan(flags(row, model, f"v5e:{shape}")) for shape in SLICES)
-            found = next((one for one in tried if one.fits), None)
-            if found is not None:
-                yield _cell("smallest", row, found)
+            for shape in SLICES:
+                cell = _cell("smallest", row, flags(row, model, f"v5e:{shape}"))
+                if cell["fits"]:
+                    yield cell
+                    break
 
 
-def _cell(table: str, row: str, found: Plan) -> dict[str, Any]:
-    at = found.settings
-    size = f"{found.total / 1e9:.2f} GB" if found.total else "refused"
-    print(f"{table}: {row}, {at['model']}, {at['target']}: {size}", file=sys.stderr)
+def _cell(table: str, row: str, options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        return _kept(table, row, plan(options))
+    except InputError as error:
+        print(f"{table}: {row}: {error}", file=sys.stderr)
+        asked = {"model": options.model, "target": options.plan}
+        return {"table": table, "row": row, "settings": asked} | {
+            "fits": False,
+            "refusal": str(error),
+        }
+
+
+def _kept(table: str, row: str, found: Plan) -> dict[str, Any]:
     jax.clear_caches()  # gigabytes, after some dozens of programs
-    kept = record(found)
-    del kept["compiler memory"]  # of all cells so far
-    return {"table": table, "row": row, **kept}
+    cell = {"table": table, "row": row, **record(found)}
+    del cell["compiler memory"]  # of all cells so far
+    at, total = found.settings, cell["total"]
+    size = f"{total / 1e9:.2f} GB" if total else "refused"
+    print(f"{table}: {row}, {at['model']}, {at['target']}: {size}", file=sys.stderr)
+    return cell
 
 
 def main() -> int:
