@@ -16,7 +16,7 @@ import optaxtricks as ot
 from ..finetune.errors import InputError
 from ..finetune.train import warm_up_then_decay
 from .layout import Rules, Spec, param_shardings
-from .recipes import RECIPES, Setup, all_entries, largest_entries
+from .recipes import RECIPES, Setup, any_mask, largest_entries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,7 @@ class Program:
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
         """Parameters and optimizer state as shapes, dtypes and shardings."""
-        params = self._params
-        tx = self._tx(all_entries(params))
+        params, tx = self._params, self._under_any_mask
         state = jax.eval_shape(tx.init, params)
         return {
             "params": params,
@@ -129,7 +128,7 @@ class Program:
 
     def step(self) -> Any:
         """From a run, a batch and the steps done: the next run, and scalars."""
-        tx, seed = self._tx(all_entries(self._params)), self.options.seed
+        tx, seed = self._under_any_mask, self.options.seed
         gradient = accumulated(self._gradient, self.options.microbatches)
 
         def step(run: Any, batch: Any, done: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -159,6 +158,15 @@ class Program:
         alike = lambda leaf, like: None if leaf is None else place(leaf, like.sharding)
         hole = lambda leaf: leaf is None
         return loss, jax.tree.map(alike, grads, self._params, is_leaf=hole)
+
+    @property
+    def _under_any_mask(self) -> optax.GradientTransformationExtraArgs:
+        """The chain under any mask: an update reads the one in the state."""
+        tx = lambda like: self._tx(any_mask(self._params, like))
+        return optax.GradientTransformationExtraArgs(
+            lambda params: tx(params).init(params),
+            lambda grads, state, params: tx(params).update(grads, state, params),
+        )
 
     def _tx(self, mask: Any) -> optax.GradientTransformation:
         options = self.options

@@ -214,6 +214,13 @@ def random_blocks(params: Any, kept: float, seed: int) -> Any:
     return jax.tree.map(mask, decayed(params), params)
 
 
-def all_entries(params: Any) -> Any:
-    """A mask in name only, for updates: these read the one in the state."""
-    return jax.tree.map(lambda leaf: np.broadcast_to(True, leaf.shape), params)
+def any_mask(params: Any, like: Any) -> Any:
+    """A mask in name only, for parameters that are traced or stand for some.
+
+    In a trace it has the shapes of the parameters and takes no memory. What asks for
+    the layout of a state alone gets one that broadcasts.
+    """
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(like))
+    shape = lambda leaf: leaf.shape if traced else (1,) * len(leaf.shape)
+    ones = jnp.ones if traced else np.ones
+    return jax.tree.map(lambda leaf: ones(shape(leaf), bool), params)
