@@ -95,8 +95,8 @@ def _kept(table: str, row: str, found: Plan) -> dict[str, Any]:
     jax.clear_caches()  # gigabytes, after some dozens of programs
     cell = {"table": table, "row": row, **record(found)}
     del cell["compiler memory"]  # of all cells so far
-    at, total = found.settings, cell["total"]
-    size = f"{total / 1e9:.2f} GB" if total else "refused"
+    at, total = found.settings, found.total
+    size = "refused" if total is None else f"{total / 1e9:.2f} GB"
     print(f"{table}: {row}, {at['model']}, {at['target']}: {size}", file=sys.stderr)
     return cell
 

@@ -163,10 +163,13 @@ class Program:
     def _under_any_mask(self) -> optax.GradientTransformationExtraArgs:
         """The chain under any mask: an update reads the one in the state."""
         tx = lambda like: self._tx(any_mask(self._params, like))
-        return optax.GradientTransformationExtraArgs(
-            lambda params: tx(params).init(params),
-            lambda grads, state, params: tx(params).update(grads, state, params),
-        )
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            chain = optax.with_extra_args_support(tx(params))
+            return chain.update(updates, state, params, **extra)
+
+        init = lambda params: tx(params).init(params)
+        return optax.GradientTransformationExtraArgs(init, update)
 
     def _tx(self, mask: Any) -> optax.GradientTransformation:
         options = self.options
