@@ -122,12 +122,12 @@ def _results(one: Instruction, home: Computation) -> Sequence[Array]:
 
 
 def _group(one: Instruction, mesh: Sequence[tuple[str, int]]) -> list[int]:
-    """The first group of devices; of a permutation, the first pair."""
+    """The first group of devices; of a permutation, the first pair of two."""
     text = one.attributes
-    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-        return [int(pairs[1]), int(pairs[2])]
-    if pairs := re.search(r"source_target_pairs=\{\}", text):
-        return []
+    if listed := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
+        pairs = re.findall(r"(\d+),(\d+)", listed[1])
+        moved = ([int(a), int(b)] for a, b in pairs if a != b)
+        return next(moved, [])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return [int(number) for number in listed[1].split(",")]
     everyone = list(range(int(np.prod([size for _, size in mesh]))))

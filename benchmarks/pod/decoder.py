@@ -1,7 +1,7 @@
-"""A decoder of Llama 3's shapes (Grattafiori et al., 2024), its layers in one scan.
+"""A decoder as Llama 3 is one (Grattafiori et al., 2024), its layers in one scan.
 
-Each layer's parameters are a slice of stacks `(layers, ...)`, so that a program is as
-long for 80 layers as for 2.
+Each layer's parameters are a slice of stacks `(layers, ...)`, so that the program is as
+long for 80 layers as for 2, but for a ladder's: it has rungs of their own.
 """
 
 from typing import Any

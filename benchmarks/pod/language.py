@@ -164,7 +164,7 @@ def open_decoder(options: argparse.Namespace, mesh: Mesh) -> Work:
         stacked=STACKED,
         divided={
             "--length:": options.length,
-            "--model: a number of heads,": model.config.heads,
+            "--model: its number of heads,": model.config.heads,
         },
     )
 

@@ -49,7 +49,7 @@ class DecoderConfig:
 
 
 EPSILON = 1e-5
-# But for "tiny", those of Llama 3.
+# But for "tiny", those of Llama 3 and, of 1b, of Llama 3.2.
 SIZES = {
     "tiny": DecoderConfig(1024, 64, 2, 8, 4, 128),
     "1b": DecoderConfig(128_256, 2048, 16, 32, 8, 8192, tied=True),

@@ -69,15 +69,15 @@ class Program:
         size, parts = self.options.batch_size, self.options.microbatches
         data, axis = self.mesh.shape["data"], self.mesh.shape["model"]
         if size % (data * parts):
-            times = f", {parts} times," if parts > 1 else ""
+            times = f" times --microbatches {parts}" if parts > 1 else ""
             raise InputError(
-                f"--batch-size: {size} is not divisible by data={data}{times} of the "
-                "mesh."
+                f"--batch-size: {size} is not divisible by data={data} of the mesh"
+                f"{times}."
             )
         for what, length in self.work.divided.items():
             if length % axis:
                 raise InputError(
-                    f"{what} {length} is not divisible by model={axis} of the mesh."
+                    f"{what} {length}, is not divisible by model={axis} of the mesh."
                 )
 
     @functools.cached_property

@@ -19,7 +19,7 @@ import optaxtricks as ot
 TABLE = r"word/embedding$"
 KERNELS = r"kernel$"
 ADAPTER = r"^side/|/lora_[ab]$"
-DECAYED = r"(kernel|embedding)$"  # neither biases nor LayerNorm scales
+DECAYED = r"(kernel|embedding|lora_[ab])$"  # neither biases nor LayerNorm scales
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,4 +43,4 @@ def _next(examples: int, found: Plan) -> int:
     grown = examples
     while 2 * grown <= room * examples:
         grown *= 2
-    return max(2 * examples, grown)
+    return max(2 * examples, min(grown, MOST))

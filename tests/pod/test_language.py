@@ -135,8 +135,14 @@ def test_taps_of_texts_are_those_of_their_numbers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"mesh": "data=1,model=8", "length": 30}, "--length: 30 is not divisible by "),
-        ({"microbatches": 3}, "16 is not divisible by data=4, 3 times, of "),
+        (
+            {"mesh": "data=1,model=8", "length": 30},
+            "--length: 30, is not divisible by ",
+        ),
+        (
+            {"microbatches": 3},
+            "16 is not divisible by data=4 of the mesh times --micro",
+        ),
         ({"remat": "some"}, "invalid choice: 'some'"),
     ],
 )
