@@ -15,6 +15,7 @@ import optaxtricks as ot
 
 from ..embedding_anomaly.text import read_text
 from ..finetune.errors import InputError
+from .attention import QUERIES
 from .decoder import Decoder, LadderDecoder, LadderTop, Top
 from .layout import Layout, Rules, param_shardings
 from .parts import SIZES, Build, DecoderConfig
@@ -144,6 +145,11 @@ class Texts:
 
 def open_decoder(options: argparse.Namespace, mesh: Mesh) -> Work:
     """What the flags ask for."""
+    if options.length > QUERIES and options.length % QUERIES:
+        raise InputError(
+            f"--length: must be at most {QUERIES}, or a multiple of it, got "
+            f"{options.length}."
+        )
     recipe = RECIPES[options.recipe]
     build = Build(
         layout=Layout(mesh),
@@ -158,6 +164,7 @@ def open_decoder(options: argparse.Namespace, mesh: Mesh) -> Work:
         fresh=model.fresh,
         rules=model.rules,
         example=model.example,
+        length=options.length,
         train=train,
         specs={"taps": ("data", None, "model")},
         settings={"length": options.length},

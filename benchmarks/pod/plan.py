@@ -32,6 +32,7 @@ class Plan:
 
     Attributes:
       settings: of the step: target, mesh, model, recipe and so on.
+      tokens: of its batch.
       chip: what it would run on.
       links: of a chip to others.
       held: bytes of the parameters, the optimizer's state, the batch and, among the
@@ -48,6 +49,7 @@ class Plan:
     """
 
     settings: dict[str, Any]
+    tokens: int
     chip: Chip
     links: int
     held: dict[str, int]
@@ -114,12 +116,9 @@ def plan(options: argparse.Namespace) -> Plan:
     if options.batch_size is None:  # one example for each group of devices
         options.batch_size = mesh.shape["data"] * options.microbatches
     program = Program(open_work(options, mesh), options, mesh)
-    try:
-        program.shapes  # noqa: B018
-    except ValueError as error:  # what the recipe refuses of this model
-        raise InputError(f"--recipe: {options.recipe}: {error}") from None
     common = {
-        "settings": _settings(options, mesh),
+        "settings": _settings(program),
+        "tokens": options.batch_size * program.work.length,
         "chip": chip_of(options.plan),
         "links": links_of(options.plan),
         "held": _held(program),
@@ -174,10 +173,12 @@ def plan_mesh(options: argparse.Namespace) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
 
 
-def _settings(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
-    names = ("model", "recipe", "batch_size", "length", "microbatches", "remat")
+def _settings(program: Program) -> dict[str, Any]:
+    options = program.options
+    names = ("model", "recipe", "batch_size", "microbatches", "remat")
     given = {name: getattr(options, name) for name in names}
-    return {"target": options.plan, "mesh": dict(mesh.shape), **given, **options.set}
+    places = {"target": options.plan, "mesh": dict(program.mesh.shape)}
+    return {**places, **given, **program.work.settings, **options.set}
 
 
 def _held(program: Program) -> dict[str, int]:

@@ -48,6 +48,7 @@ def record(one: Plan) -> dict[str, Any]:
         "settings": one.settings,
         "fits": one.fits,
         "memory": one.chip.memory,
+        "tokens": one.tokens,
         "total": one.total,
         **one.held,
     }
@@ -94,16 +95,17 @@ def searched(found: list[Plan]) -> Table:
     for one in found:
         at = one.settings
         each = at["batch_size"] // at["mesh"]["data"] // at["microbatches"]
-        several = "1" if at["microbatches"] == 1 else "any number"
-        row = [at["remat"], several, str(each)]
+        several = at["microbatches"] > 1
+        row = [at["remat"], "any number" if several else "1", str(each)]
         if one.total is None:
             table.add_row(*row, "more", "refused")
             continue
         least = max(one.bounds.values())
-        speed = at["batch_size"] * at["length"] / least
         answer = "fits" if one.fits else "does not fit"
-        numbers = _number(1e3 * least), f"{speed:.3g}"
-        table.add_row(*row, _number(one.total / _GB), answer, *numbers)
+        row += [_number(one.total / _GB), answer]
+        # More microbatches share an update: of two neither is a bound for all.
+        bound = [_number(1e3 * least), f"{one.tokens / least:.3g}"]
+        table.add_row(*row, *([] if several else bound))
     return table
 
 
@@ -132,8 +134,7 @@ def _times(one: Plan) -> Table:
     for name, work in works.items():
         table.add_row(name, _number(1e3 * bounds[name]), work)
     least = max(bounds.values())
-    tokens = one.settings["batch_size"] * one.settings["length"] / least
-    speed = f"{tokens:.3g} tokens a s at most"
+    speed = f"{one.tokens / least:.3g} tokens a s at most"
     table.add_row("all at once", _number(1e3 * least), speed)
     return table
 

@@ -29,6 +29,7 @@ class Work:
       given: of a pretrained model, a function that gives parameters on the host.
       rules: where parameters lie.
       example: a batch of one example, or its shapes and dtypes.
+      length: tokens of an example.
       train: all examples, looked up by their numbers; made when a run starts.
       specs: of the parts of a batch that lie on more than the axis "data", where.
       settings: what tells this work from another in a checkpoint.
@@ -41,6 +42,7 @@ class Work:
     given: Callable[[int], Any] | None = None
     rules: Rules
     example: Mapping[str, Any]
+    length: int
     train: Callable[[], Any]
     specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any]
@@ -84,11 +86,13 @@ class Program:
     def shapes(self) -> dict[str, Any]:
         """Parameters and optimizer state as shapes, dtypes and shardings."""
         params, tx = self._params, self._under_any_mask
-        state = jax.eval_shape(tx.init, params)
-        return {
-            "params": params,
-            "state": placed(state, ot.state_shardings(tx, params)),
-        }
+        try:
+            state = jax.eval_shape(tx.init, params)
+            places = ot.state_shardings(tx, params)
+        except ValueError as error:  # what the chain refuses of its options or a model
+            why = f"{self.options.recipe} of {self.options.model}: {error}"
+            raise InputError(f"--recipe: {why}") from None
+        return {"params": params, "state": placed(state, places)}
 
     @functools.cached_property
     def shardings(self) -> dict[str, Any]:

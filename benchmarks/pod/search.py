@@ -1,11 +1,12 @@
-"""The largest batch that fits on a machine, for each way to compute one."""
+"""The largest batch that fits on a machine, by powers of two, as it may be computed."""
 
 import argparse
 import copy
 from collections.abc import Callable, Iterator
 
-from .parts import REMATS
+from .parts import REMATS, SIZES
 from .plan import Plan, plan_mesh
+from .recipes import RECIPES
 
 MOST = 1024  # examples for each shard of the data
 
@@ -19,8 +20,11 @@ def search(
     float32: any number of them takes the memory of two, which are planned.
     """
     shards = plan_mesh(options).shape["data"]
-    for remat in REMATS:
-        for microbatches in (1, 2):
+    cached = RECIPES[options.recipe].model == "cached"
+    layered = options.model in SIZES and not cached
+    for remat in REMATS if layered else [options.remat]:
+        # Taps of all microbatches are there from the start: nothing is gained.
+        for microbatches in (1,) if cached else (1, 2):
             examples = 1
             while examples <= MOST:
                 trial = copy.copy(options)

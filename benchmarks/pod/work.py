@@ -107,12 +107,14 @@ def _work(problem: Problem, settings: dict[str, Any], given: Any) -> Work:
         model = Classifier(problem.config, problem.num_classes, rngs=rngs)
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
+    example = problem.train[np.arange(1)]
     return Work(
         loss=problem.loss,
         fresh=fresh,
         given=given,
         rules=RULES,
-        example=problem.train[np.arange(1)],
+        example=example,
+        length=example["ids"].shape[1],
         train=lambda: problem.train,
         settings=settings,
     )

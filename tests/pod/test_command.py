@@ -69,6 +69,10 @@ def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
         ({"--mesh": "data=3"}, "--mesh: data=3,model=1 is 3 devices, there are 8."),
         ({"--batch-size": 12}, "--batch-size: 12 is not divisible by data=8"),
         ({"--recipe": "lora"}, "--recipe: lora is for a decoder: tiny, 1b, 8b, 70b."),
+        (
+            {"--set": "keep_rate=2"},
+            "--recipe: dropout_lion of synthetic: keep_rate",
+        ),
         ({"--json": None}, "--json: goes with --plan."),
         ({"--plan": "v5e:3"}, "--plan: target must be h100, as many as h100:8, or"),
         ({"--plan": "v9:2x2"}, "--plan: chips are known of v4, v5e, v5p, v6e, h100"),

@@ -143,6 +143,7 @@ def test_taps_of_texts_are_those_of_their_numbers() -> None:
             {"microbatches": 3},
             "16 is not divisible by data=4 of the mesh times --micro",
         ),
+        ({"length": 509}, "--length: must be at most 128, or a multiple of it, got 5"),
         ({"remat": "some"}, "invalid choice: 'some'"),
     ],
 )
