@@ -25,6 +25,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.learning_rate = options.learning_rate or recipe.learning_rate
     options.set = {**recipe.options, **_changes(options)}
     options.length = options.length or LENGTHS.get(options.model, 32)
+    if options.model == "encoder" and None in (options.pretrained, options.task):
+        raise InputError("--model: an encoder needs --pretrained and --task.")
     if options.keep < 2:
         raise InputError(f"--keep: must be at least 2, got {options.keep}.")
     if options.plan is not None:

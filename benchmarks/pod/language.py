@@ -103,7 +103,10 @@ class Model:
     def train(self, mesh: Mesh, seed: int) -> Any:
         """All texts, with their taps where these are read."""
         words = read_text(min(self.config.vocabulary, WORDS), FILES).train
-        count = (len(words) - 1) // self.length
+        if not (count := (len(words) - 1) // self.length):
+            raise InputError(
+                f"--length: {self.length} is more than the text's {len(words)} words."
+            )
         starts = self.length * np.arange(count)[:, None]
         windows = words[starts + np.arange(self.length + 1)]
         if self.kind != "cached":

@@ -73,6 +73,8 @@ def _error(capsys: pytest.CaptureFixture[str], flags: dict[str, Any]) -> str:
             {"--set": "keep_rate=2"},
             "--recipe: dropout_lion of synthetic: keep_rate",
         ),
+        ({"--model": "encoder"}, "--model: an encoder needs --pretrained and --task."),
+        ({"--model": "tiny", "--length": 2**20}, "--length: 1048576 is more than the "),
         ({"--json": None}, "--json: goes with --plan."),
         ({"--plan": "v5e:3"}, "--plan: target must be h100, as many as h100:8, or"),
         ({"--plan": "v9:2x2"}, "--plan: chips are known of v4, v5e, v5p, v6e, h100"),
