@@ -1,8 +1,8 @@
 """Where a model's arrays lie on a mesh with the axes "data" and "model".
 
 Parameters are divided over both (`param_shardings`). In a step each layer gathers its
-weights over "data", in the dtype it computes in, and the cotangent goes back as a sum
-that is scattered: fully sharded data parallelism (Rajbhandari et al., 2020). Over
+weights over "data", and the cotangent goes back as a sum that is scattered, both in
+bfloat16: fully sharded data parallelism (Rajbhandari et al., 2020). Over
 "model" a pair of kernels is split by columns, then by rows (Shoeybi et al., 2019), and
 what is kept between layers is divided by length (Korthikanti et al., 2022).
 """

@@ -69,6 +69,12 @@ class Plan:
         return None if self.arguments is None else self.arguments + self.temporaries
 
     @property
+    def padding(self) -> int:
+        """Bytes by which arguments are larger in memory than written one by one."""
+        given = sum(self.held[name] for name in ("parameters", "state", "batch"))
+        return 0 if self.arguments is None else self.arguments - given
+
+    @property
     def fits(self) -> bool:
         """Whether the compiler, and the chip's memory, have room for it."""
         return self.total is not None and self.total <= self.chip.memory

@@ -56,6 +56,7 @@ def record(one: Plan) -> dict[str, Any]:
         result |= {"refusal": one.refusal, "largest": dict(one.largest)}
     else:
         result |= {
+            "padding": one.padding,
             "temporaries": one.temporaries,
             "flops": one.flops,
             "moved": one.moved,
@@ -114,6 +115,7 @@ def _memory(one: Plan) -> Table:
     for name in ("parameters", "state", "batch"):
         table.add_row(name, _number(one.held[name] / _GB))
     if one.total is not None:
+        table.add_row("padding of these", _number(one.padding / _GB))
         table.add_row("temporaries", _number(one.temporaries / _GB))
     table.add_row("  gradients, if all at once", _number(one.held["gradients"] / _GB))
     total = "more" if one.total is None else _number(one.total / _GB)
