@@ -1,7 +1,9 @@
 """The mesh of a run's devices."""
 
+import math
+from collections.abc import Sequence
+
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from ..finetune.errors import InputError
@@ -21,12 +23,19 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def make_mesh(sizes: dict[str, int] | None) -> Mesh:
-    """A mesh of all devices; without sizes all of them share the batch."""
-    count = jax.device_count()
-    sizes = sizes or {"data": count, "model": 1}
-    if (product := int(np.prod(list(sizes.values())))) != count:
+def make_mesh(
+    sizes: dict[str, int] | None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of all devices, this machine's unless others are given.
+
+    Without sizes all of them share the batch.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = sizes or {"data": len(devices), "model": 1}
+    if (product := math.prod(sizes.values())) != len(devices):
         shown = ",".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise InputError(f"--mesh: {shown} is {product} devices, there are {count}.")
-    shape = tuple(sizes[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        raise InputError(
+            f"--mesh: {shown} is {product} devices, there are {len(devices)}."
+        )
+    shape, kinds = tuple(sizes[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)

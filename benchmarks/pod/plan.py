@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from ..compiled.chips import Chip, chip_of, links_of
 from ..compiled.collectives import Collective, collectives
@@ -19,7 +19,7 @@ from ..compiled.kept import compiled
 from ..compiled.targets import Target
 from ..compiled.traffic import traffic
 from ..finetune.errors import InputError
-from .layout import AXES
+from .mesh import make_mesh
 from .program import Program
 from .work import open_work
 
@@ -167,16 +167,7 @@ def plan_mesh(options: argparse.Namespace) -> Mesh:
         devices = Target(options.plan).devices()
     except (ModuleNotFoundError, ValueError) as error:
         raise InputError(f"--plan: {error}") from None
-    sizes = options.mesh or {"data": len(devices), "model": 1}
-    if math.prod(sizes.values()) != len(devices):
-        shown = ",".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise InputError(
-            f"--mesh: {shown} is {math.prod(sizes.values())} devices, {options.plan} "
-            f"has {len(devices)}."
-        )
-    shape = tuple(sizes[axis] for axis in AXES)
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    return make_mesh(options.mesh, devices)
 
 
 def _settings(program: Program) -> dict[str, Any]:
