@@ -88,7 +88,7 @@ def compiled_step(
     return Program(
         seconds=tracing + made.seconds,
         temporaries=min(made.temporaries, memory.temporaries(module)),
-        params=_bytes_on_a_device(params),
+        params=bytes_on_a_device(params),
         traffic=traffic(module),
         kernels=made.kernels,
     )
@@ -109,6 +109,7 @@ def abstract_state(tx: optax.GradientTransformation, params: Any) -> Any:
     return jax.tree.map(put, shapes, ot.state_shardings(tx, params))
 
 
-def _bytes_on_a_device(tree: Any) -> int:
+def bytes_on_a_device(tree: Any) -> int:
+    """Bytes of one shard of each abstract array, added up."""
     part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape))
     return sum(part(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import resource
 import time
 from typing import Any
@@ -16,6 +15,7 @@ from ..compiled.collectives import Collective, collectives
 from ..compiled.flops import flops
 from ..compiled.hlo import parse
 from ..compiled.kept import compiled
+from ..compiled.steps import bytes_on_a_device
 from ..compiled.targets import Target
 from ..compiled.traffic import traffic
 from ..finetune.errors import InputError
@@ -181,22 +181,19 @@ def _settings(program: Program) -> dict[str, Any]:
 def _held(program: Program) -> dict[str, int]:
     shapes = program.shapes
     return {
-        "parameters": bytes_on_a_chip(shapes["params"]),
-        "state": bytes_on_a_chip(shapes["state"]),
-        "batch": bytes_on_a_chip(program.batch),
-        "gradients": bytes_on_a_chip(program.trained),
+        "parameters": bytes_on_a_device(shapes["params"]),
+        "state": bytes_on_a_device(shapes["state"]),
+        "batch": bytes_on_a_device(program.batch),
+        "gradients": bytes_on_a_device(program.trained),
     }
 
 
 def _largest(shapes: Any) -> list[tuple[str, int]]:
     sizes = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), bytes_on_a_chip(leaf))
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            bytes_on_a_device(leaf),
+        )
         for path, leaf in jax.tree.leaves_with_path(shapes)
     ]
     return sorted(sizes, key=lambda pair: -pair[1])[:LARGEST]
-
-
-def bytes_on_a_chip(tree: Any) -> int:
-    """Bytes of the largest shard of each abstract array, added up."""
-    part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape))
-    return sum(part(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optaxtricks as ot
 
+from ..compiled.steps import abstract_state
 from ..finetune.errors import InputError
 from ..finetune.train import warm_up_then_decay
 from .layout import Rules, Spec, param_shardings
@@ -87,12 +88,11 @@ class Program:
         """Parameters and optimizer state as shapes, dtypes and shardings."""
         params, tx = self._params, self._under_any_mask
         try:
-            state = jax.eval_shape(tx.init, params)
-            places = ot.state_shardings(tx, params)
+            state = abstract_state(tx, params)
         except ValueError as error:  # what the chain refuses of its options or a model
             why = f"{self.options.recipe} of {self.options.model}: {error}"
             raise InputError(f"--recipe: {why}") from None
-        return {"params": params, "state": placed(state, places)}
+        return {"params": params, "state": state}
 
     @functools.cached_property
     def shardings(self) -> dict[str, Any]:
@@ -150,7 +150,11 @@ class Program:
     @functools.cached_property
     def _params(self) -> Any:
         params = jax.eval_shape(self.work.fresh, jax.random.key(0))
-        return placed(params, param_shardings(params, self.work.rules, self.mesh))
+        places = param_shardings(params, self.work.rules, self.mesh)
+        place = lambda leaf, there: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=there
+        )
+        return jax.tree.map(place, params, places)
 
     def _gradient(self, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         """Loss and gradient, placed as the parameters are."""
@@ -213,11 +217,3 @@ def accumulated(gradient: Callable, count: int) -> Callable:
         return jax.tree.map(mean, total, shapes)
 
     return over
-
-
-def placed(tree: Any, shardings: Any) -> Any:
-    """Abstract arrays with shardings."""
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-    )
-    return jax.tree.map(place, tree, shardings)

@@ -15,7 +15,7 @@ from benchmarks.pod.program import Program
 from benchmarks.pod.recipes import RECIPES
 from benchmarks.pod.work import open_work
 
-from .runs import copy_until, finish, losses, saved
+from .runs import copy_until, finish, flags, losses, saved
 
 STEPS, HALF = 30, 15
 QUICK = ("adamw", "ladder")
@@ -40,19 +40,14 @@ EVERY = [
 def _flags(recipe: str, out: Path, cache: Path, **changes: Any) -> dict[str, Any]:
     given = {
         "model": "tiny",
-        "recipe": recipe,
         "length": 32,
         "steps": STEPS,
         "batch_size": 16,
         "learning_rate": RATES.get(recipe, 3e-3),
-        "log_every": 1,
         "checkpoint_every": HALF,
         "mesh": "data=4,model=2",
-        "compilation_cache": cache,
-        "out": out,
-        **changes,
     }
-    return {"--" + name.replace("_", "-"): value for name, value in given.items()}
+    return flags(recipe, cache, out, **{**given, **changes})
 
 
 @pytest.mark.parametrize("recipe", EVERY)
