@@ -14,6 +14,8 @@ import optax
 
 import optaxtricks as ot
 
+from .. import masks
+
 # Leaf paths look like "encoder/layers/0/attention/query/kernel" and "head/bias"; those
 # of a decoder like "layers/attention/query/kernel", with an axis for the layers.
 TABLE = r"word/embedding$"
@@ -94,7 +96,7 @@ def child_tuning_d(setup: Setup) -> optax.GradientTransformation:
 
 def compact(setup: Setup) -> optax.GradientTransformation:
     """AdamW on a part of the entries alone, with state for these alone."""
-    mask = random_blocks(setup.params, setup.options["kept"], setup.seed)
+    mask = random_blocks(setup.params, setup.options["kept"])
     return ot.compact_entries(adamw(setup), mask)
 
 
@@ -192,24 +194,19 @@ def largest_entries(params: Any, keep_fraction: float) -> Any:
     return ot.top_fraction_mask(jax.tree.map(jnp.abs, params), keep_fraction)
 
 
-def random_blocks(params: Any, kept: float, seed: int) -> Any:
+def random_blocks(params: Any, kept: float) -> Any:
     """A mask of so many tiles of 8 x 128, the same in all layers of a stack.
 
     A matrix that is not made of tiles keeps single entries, a vector all. It is drawn
     on the host, as `compact_entries` needs it, in every process the same.
     """
-    rng = np.random.default_rng([seed, 5])
 
     def mask(is_matrix: bool, leaf: Any) -> Any:
         if not is_matrix:
             return True
-        rows, columns = leaf.shape[-2:]
-        ones = (1,) * (len(leaf.shape) - 2)
-        if rows % 8 or columns % 128:
-            return rng.random((*ones, rows, columns), np.float32) < kept
-        drawn = rng.random((rows // 8, columns // 128), np.float32) < kept
-        whole = np.repeat(np.repeat(drawn, 8, axis=0), 128, axis=1)
-        return whole.reshape(*ones, rows, columns)
+        shape = {"": (*[1] * (len(leaf.shape) - 2), *leaf.shape[-2:])}
+        tiles = masks.tiles(shape, kept)[""]
+        return masks.entries(shape, kept)[""] if tiles is True else tiles
 
     return jax.tree.map(mask, decayed(params), params)
 
